@@ -1,0 +1,91 @@
+// What the engine asks of speculation, behind one interface: remote drafts, the local n-gram draft
+// and the controller that chooses among them sit behind it. All calls come from the engine thread,
+// none blocks, and none can change a token: a wrong proposal costs speed only.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "common/clock.h"
+#include "common/types/draft_messages.h"
+#include "common/types/generation.h"
+#include "worker/types/step_plan.h"
+
+namespace paceline {
+
+// A sequence (one sample of one request) that may be drafted for, as of the step's start.
+struct SpecSequence {
+  DraftSessionId id;                       // epoch bumped at every preemption and resume
+  std::span<const TokenId> tokens;         // committed: prompt and output
+  int32_t prompt_len = 0;
+  int32_t max_len = 0;                     // prompt + max_tokens
+  int32_t sample = 0;
+  DecodingMode mode = DecodingMode::kAuto;
+  const SamplingParams* sampling = nullptr;
+  int32_t priority = 0;
+};
+
+enum class ProposalSource : uint8_t { kNoProposal = 0, kRemoteFull, kRemotePartial, kNgram };
+
+// Rows to verify behind the sequence's newest token. Either host-known drafts (tokens with parents:
+// a chain or a small tree), or, for a step launched ahead, branches keyed by the outcome in flight.
+struct SpecProposal {
+  ProposalSource source = ProposalSource::kNoProposal;
+  std::vector<TokenId> tokens;    // [num_drafts]
+  std::vector<int32_t> parents;   // [num_drafts]; kNone = behind the newest token. Empty = a chain
+  std::vector<PlannedBranch> branches;
+};
+
+// What became of one sequence in one step.
+struct SpecOutcome {
+  DraftSessionId id;
+  ProposalSource source = ProposalSource::kNoProposal;
+  int32_t drafted = 0;            // draft rows that ran
+  int32_t accepted = 0;
+  int32_t base_len = 0;           // committed length after the step
+  std::span<const TokenId> new_tokens;  // committed by the step
+};
+
+struct SpecStepTiming {
+  Duration step{};       // launch to result
+  int32_t rows = 0;
+  int32_t sequences = 0;
+};
+
+class Speculator {
+ public:
+  virtual ~Speculator() = default;
+
+  // The sequence decodes from now on. Called again with a larger epoch after a preemption.
+  virtual void Begin(const SpecSequence& sequence) = 0;
+
+  // Drafts for the step being planned, at most max_drafts rows. `ahead`: the step that decides this
+  // sequence's base is in flight, and only branches can be used.
+  virtual SpecProposal Propose(const SpecSequence& sequence, int32_t max_drafts, bool ahead) = 0;
+
+  // The step with these host-known drafts has been launched (called also with none): tells the
+  // drafter what is being verified.
+  virtual void Launched(const SpecSequence& sequence, std::span<const TokenId> in_flight) = 0;
+
+  virtual void Committed(const SpecSequence& sequence, const SpecOutcome& outcome) = 0;
+
+  // Finished, cancelled or preempted.
+  virtual void End(const DraftSessionId& id) = 0;
+
+  // After every step's commit: frames gathered since the last call go out, the controller learns.
+  virtual void EndStep(const SpecStepTiming& timing) = 0;
+};
+
+// Never proposes.
+class NoSpeculator final : public Speculator {
+ public:
+  void Begin(const SpecSequence&) override {}
+  SpecProposal Propose(const SpecSequence&, int32_t, bool) override { return {}; }
+  void Launched(const SpecSequence&, std::span<const TokenId>) override {}
+  void Committed(const SpecSequence&, const SpecOutcome&) override {}
+  void End(const DraftSessionId&) override {}
+  void EndStep(const SpecStepTiming&) override {}
+};
+
+}  // namespace paceline
