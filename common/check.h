@@ -24,8 +24,8 @@ struct CheckVoidify {
 
 }  // namespace paceline::internal
 
-#define PACELINE_CHECK(condition)                     \
-  (condition) ? (void)0                               \
+#define PACELINE_CHECK(condition)                      \
+  (condition) ? (void)0                                \
               : ::paceline::internal::CheckVoidify() & \
                     ::paceline::internal::CheckFailure(__FILE__, __LINE__, #condition).stream()
 

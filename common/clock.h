@@ -1,5 +1,5 @@
-// Monotonic time as a value, and the seam that lets simulations own it. Times of different processes
-// are never compared.
+// Monotonic time as a value, and the seam that lets simulations own it. Times of different
+// processes are never compared.
 #pragma once
 
 #include <chrono>

@@ -28,8 +28,6 @@ Hash128 HashBlock(const Hash128& parent, std::span<const int32_t> tokens) {
                  .lo = HashTokens(tokens, parent.lo)};
 }
 
-uint64_t PrefixSeed(std::string_view cache_salt) {
-  return HashBytes(cache_salt, 0x70616365u);
-}
+uint64_t PrefixSeed(std::string_view cache_salt) { return HashBytes(cache_salt, 0x70616365u); }
 
 }  // namespace paceline

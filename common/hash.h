@@ -1,5 +1,5 @@
-// Non-cryptographic hashes with fixed outputs: the same on every machine and in every build, so that
-// they may cross the network (prefix chunks, draft prefixes) and be stored.
+// Non-cryptographic hashes with fixed outputs: the same on every machine and in every build, so
+// that they may cross the network (prefix chunks, draft prefixes) and be stored.
 #pragma once
 
 #include <cstddef>

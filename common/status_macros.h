@@ -10,8 +10,8 @@
 #define PACELINE_CONCAT_INNER(a, b) a##b
 #define PACELINE_CONCAT(a, b) PACELINE_CONCAT_INNER(a, b)
 
-#define RETURN_IF_ERROR(expr)                        \
-  do {                                               \
+#define RETURN_IF_ERROR(expr)                                         \
+  do {                                                                \
     if (absl::Status status_ = (expr); !status_.ok()) return status_; \
   } while (false)
 

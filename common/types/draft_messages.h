@@ -31,11 +31,11 @@ struct DraftPairing {
 
 struct DraftOpen {
   DraftSessionId id;
-  SamplingParams sampling;       // with the seed; drafts are drawn with the target's own noise
+  SamplingParams sampling;  // with the seed; drafts are drawn with the target's own noise
   int32_t sample = 0;
-  int32_t prompt_len = 0;        // tokens[0, prompt_len) are the prompt (penalties tell them apart)
-  int32_t max_len = 0;           // prompt + max_tokens; nothing is drafted at or beyond it
-  std::vector<TokenId> tokens;   // prompt and the output so far; its size is the base length
+  int32_t prompt_len = 0;       // tokens[0, prompt_len) are the prompt (penalties tell them apart)
+  int32_t max_len = 0;          // prompt + max_tokens; nothing is drafted at or beyond it
+  std::vector<TokenId> tokens;  // prompt and the output so far; its size is the base length
   int32_t priority = 0;
 };
 
@@ -45,10 +45,10 @@ struct DraftCommit {
   DraftSessionId id;
   int32_t base_len = 0;
   std::vector<TokenId> new_tokens;
-  uint64_t prefix_hash = 0;          // HashTokens of [0, base_len)
-  std::vector<TokenId> in_flight;    // the chain that the step in flight verifies behind base_len
-  int32_t want_len = 0;              // draft length asked for; 0 = keep up, send nothing
-  int32_t want_branches = 0;         // outcomes to enumerate; 0 = chain
+  uint64_t prefix_hash = 0;        // HashTokens of [0, base_len)
+  std::vector<TokenId> in_flight;  // the chain that the step in flight verifies behind base_len
+  int32_t want_len = 0;            // draft length asked for; 0 = keep up, send nothing
+  int32_t want_branches = 0;       // outcomes to enumerate; 0 = chain
 };
 
 struct DraftClose {
@@ -77,10 +77,10 @@ struct DraftProposal {
 };
 
 enum class DraftNackReason : uint8_t {
-  kNeedSync = 0,   // have_len tokens are known; send the rest by a new open
-  kEvicted,        // the session's state is gone
-  kOverloaded,     // refused beyond the drafter's credit
-  kInvalid,        // a frame of this session made no sense; the session is closed
+  kNeedSync = 0,  // have_len tokens are known; send the rest by a new open
+  kEvicted,       // the session's state is gone
+  kOverloaded,    // refused beyond the drafter's credit
+  kInvalid,       // a frame of this session made no sense; the session is closed
 };
 
 struct DraftNack {
@@ -92,8 +92,8 @@ struct DraftNack {
 // The drafter's own report, sent with its frames.
 struct DraftLoad {
   int32_t sessions = 0;
-  int32_t rows_per_step = 0;   // of the last step
-  int32_t step_micros = 0;     // duration of the last step
+  int32_t rows_per_step = 0;  // of the last step
+  int32_t step_micros = 0;    // duration of the last step
   int32_t free_blocks = 0;
 };
 

@@ -47,14 +47,14 @@ struct SampleProgress {
 };
 
 struct GenerationRequest {
-  std::string request_id;  // unique among those in flight; for logs and duplicates
+  std::string request_id;       // unique among those in flight; for logs and duplicates
   std::vector<TokenId> prompt;  // at least one id
   SamplingParams sampling;      // seed is always set
   int32_t num_samples = 1;      // sample s of n equals the run with that sample alone
   DecodingMode decoding = DecodingMode::kAuto;
-  int32_t priority = 0;         // greater goes first
-  std::string cache_salt;       // prefixes are shared only within an equal salt
-  std::string session_id;       // tags the blocks for retention; empty = none
+  int32_t priority = 0;    // greater goes first
+  std::string cache_salt;  // prefixes are shared only within an equal salt
+  std::string session_id;  // tags the blocks for retention; empty = none
   TimePoint deadline = kNoDeadline;
   std::vector<SampleProgress> resumed;  // empty, or one per sample
 };

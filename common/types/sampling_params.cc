@@ -20,15 +20,18 @@ absl::Status CheckToken(const char* field, TokenId id, int32_t vocab_size) {
 
 absl::Status CheckDistribution(const SamplingParams& p) {
   // Written so that NaN fails every one of them.
-  if (!(p.temperature >= 0 && p.temperature <= 100)) return Refuse("temperature", p.temperature, "in [0, 100]");
+  if (!(p.temperature >= 0 && p.temperature <= 100))
+    return Refuse("temperature", p.temperature, "in [0, 100]");
   if (p.top_k < 0) return Refuse("top_k", p.top_k, "0 (all) or positive");
   if (!(p.top_p > 0 && p.top_p <= 1)) return Refuse("top_p", p.top_p, "in (0, 1]");
   if (!(p.min_p >= 0 && p.min_p < 1)) return Refuse("min_p", p.min_p, "in [0, 1)");
   if (!(p.repetition_penalty > 0 && p.repetition_penalty <= 100)) {
     return Refuse("repetition_penalty", p.repetition_penalty, "in (0, 100]");
   }
-  if (!(std::abs(p.presence_penalty) <= 2)) return Refuse("presence_penalty", p.presence_penalty, "in [-2, 2]");
-  if (!(std::abs(p.frequency_penalty) <= 2)) return Refuse("frequency_penalty", p.frequency_penalty, "in [-2, 2]");
+  if (!(std::abs(p.presence_penalty) <= 2))
+    return Refuse("presence_penalty", p.presence_penalty, "in [-2, 2]");
+  if (!(std::abs(p.frequency_penalty) <= 2))
+    return Refuse("frequency_penalty", p.frequency_penalty, "in [-2, 2]");
   return absl::OkStatus();
 }
 
@@ -43,7 +46,8 @@ absl::Status ValidateSamplingParams(const SamplingParams& p, int32_t vocab_size)
   if (p.top_logprobs < -1 || p.top_logprobs > kMaxTopLogprobs) {
     return Refuse("top_logprobs", p.top_logprobs, "in [0, 20]");
   }
-  if (p.logit_bias.size() > kMaxLogitBias) return Refuse("logit_bias", p.logit_bias.size(), "at most 1024 entries");
+  if (p.logit_bias.size() > kMaxLogitBias)
+    return Refuse("logit_bias", p.logit_bias.size(), "at most 1024 entries");
   for (const auto& [id, bias] : p.logit_bias) {
     RETURN_IF_ERROR(CheckToken("logit_bias", id, vocab_size));
     if (!(std::abs(bias) <= 100)) return Refuse("logit_bias", bias, "in [-100, 100]");

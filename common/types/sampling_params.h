@@ -30,11 +30,11 @@ struct SamplingParams {
   std::vector<std::pair<TokenId, float>> logit_bias;  // added to the logits; each in [-100, 100]
 
   uint64_t seed = 0;
-  int32_t max_tokens = 16;               // >= 1 output tokens
-  int32_t min_tokens = 0;                // below it, stop ids and EOS are masked out
-  std::vector<TokenId> stop_token_ids;   // emitted, then the sample ends with kStop
-  bool ignore_eos = false;               // the model's EOS ids are ordinary tokens
-  int32_t top_logprobs = -1;             // -1: none; k >= 0: the token's own and the k best
+  int32_t max_tokens = 16;              // >= 1 output tokens
+  int32_t min_tokens = 0;               // below it, stop ids and EOS are masked out
+  std::vector<TokenId> stop_token_ids;  // emitted, then the sample ends with kStop
+  bool ignore_eos = false;              // the model's EOS ids are ordinary tokens
+  int32_t top_logprobs = -1;            // -1: none; k >= 0: the token's own and the k best
 
   friend bool operator==(const SamplingParams&, const SamplingParams&) = default;
 };

@@ -20,11 +20,11 @@
 namespace paceline {
 
 struct EngineOptions {
-  int32_t max_batch_rows = 512;     // rows of one step (--max-batch-tokens)
-  int32_t prefill_chunk = 256;      // rows of one prefill span at most
-  int32_t max_waiting = 256;        // queued requests; one more is RESOURCE_EXHAUSTED
-  int32_t max_drafts = 8;           // draft rows per sequence and step
-  bool launch_ahead = false;        // launch step t+1 before step t is read
+  int32_t max_batch_rows = 512;  // rows of one step (--max-batch-tokens)
+  int32_t prefill_chunk = 256;   // rows of one prefill span at most
+  int32_t max_waiting = 256;     // queued requests; one more is RESOURCE_EXHAUSTED
+  int32_t max_drafts = 8;        // draft rows per sequence and step
+  bool launch_ahead = false;     // launch step t+1 before step t is read
   bool prefix_cache = true;
   Duration session_ttl = std::chrono::minutes(10);
 };
@@ -54,18 +54,18 @@ using EngineSink = std::function<void(EngineOutput)>;
 
 // What the router, the metrics and `paceline status` may know; at most a step old.
 struct EngineSnapshot {
-  int32_t running = 0;          // sequences with KV
-  int32_t waiting = 0;          // requests queued
+  int32_t running = 0;  // sequences with KV
+  int32_t waiting = 0;  // requests queued
   int64_t queued_prompt_tokens = 0;
   KvOccupancy kv;
   int32_t num_blocks = 0;
   int32_t block_size = 0;
-  int64_t live_slots = 0;       // KV entries of committed tokens in active blocks, shared once
-  double fragmentation = 0;     // 1 - live_slots / (active blocks x block size); 0 when none
+  int64_t live_slots = 0;    // KV entries of committed tokens in active blocks, shared once
+  double fragmentation = 0;  // 1 - live_slots / (active blocks x block size); 0 when none
   KvCounters kv_counters;
   uint64_t steps = 0;
-  double step_seconds = 0;      // moving average
-  double tokens_per_second = 0; // moving average of output tokens
+  double step_seconds = 0;       // moving average
+  double tokens_per_second = 0;  // moving average of output tokens
   bool draining = false;
   uint64_t prefix_epoch = 0;
   std::vector<uint64_t> prefix_chunks;  // common/hash.h; refreshed when the epoch changed
@@ -88,7 +88,8 @@ class Engine {
   // UNAVAILABLE: draining. ALREADY_EXISTS: the handle is in flight. Else the sink will hear of it.
   absl::Status Submit(RequestHandle handle, GenerationRequest request);
 
-  // Takes effect in the next plan; the sink hears CANCELLED (or DEADLINE_EXCEEDED). Unknown: ignored.
+  // Takes effect in the next plan; the sink hears CANCELLED (or DEADLINE_EXCEEDED). Unknown:
+  // ignored.
   void Cancel(RequestHandle handle, absl::StatusCode code = absl::StatusCode::kCancelled);
 
   // Refuses new requests from now on; those in flight finish.

@@ -1,9 +1,10 @@
-// Owns the bookkeeping of the paged KV pool: which blocks are free, referenced, or cached for reuse.
-// Integers only; the memory itself belongs to the runner. One thread, the engine's.
+// Owns the bookkeeping of the paged KV pool: which blocks are free, referenced, or cached for
+// reuse. Integers only; the memory itself belongs to the runner. One thread, the engine's.
 //
-// A block is *active* (referenced by a table, or by a launched plan), *cached* (published, referenced
-// by nobody, evictable in LRU order) or *free*. Published blocks are immutable: a sequence that must
-// write into a block with more than one reference, or into a published one, copies it first.
+// A block is *active* (referenced by a table, or by a launched plan), *cached* (published,
+// referenced by nobody, evictable in LRU order) or *free*. Published blocks are immutable: a
+// sequence that must write into a block with more than one reference, or into a published one,
+// copies it first.
 #pragma once
 
 #include <cstdint>
@@ -58,8 +59,8 @@ class BlockManager {
   // Blocks that Reserve could hand out now: free and evictable.
   int32_t num_available() const;
 
-  // Fills an empty table with the longest cached prefix of `tokens`, whole blocks only, and never all
-  // of `tokens`: at least one token is left to compute. Returns the number of cached tokens.
+  // Fills an empty table with the longest cached prefix of `tokens`, whole blocks only, and never
+  // all of `tokens`: at least one token is left to compute. Returns the number of cached tokens.
   int32_t MatchPrefix(std::span<const TokenId> tokens, std::string_view salt, BlockTable* table);
 
   // Grows the table to hold num_tokens KV entries; all or nothing. False when the pool is short.
@@ -77,8 +78,9 @@ class BlockManager {
   bool MakeWritable(BlockTable* table, int32_t begin, int32_t end, std::vector<KvCopy>* copies);
   int32_t CopiesNeeded(const BlockTable& table, int32_t begin, int32_t end) const;
 
-  // Enters into the prefix cache the whole blocks of tokens[0, num_committed), all of them committed
-  // and their KV computed. A block whose key is cached already stays private to its table.
+  // Enters into the prefix cache the whole blocks of tokens[0, num_committed), all of them
+  // committed and their KV computed. A block whose key is cached already stays private to its
+  // table.
   void Publish(std::span<const TokenId> tokens, int32_t num_committed, std::string_view salt,
                BlockTable* table);
 

@@ -16,10 +16,10 @@ namespace paceline {
 
 // A sequence (one sample of one request) that may be drafted for, as of the step's start.
 struct SpecSequence {
-  DraftSessionId id;                       // epoch bumped at every preemption and resume
-  std::span<const TokenId> tokens;         // committed: prompt and output
+  DraftSessionId id;                // epoch bumped at every preemption and resume
+  std::span<const TokenId> tokens;  // committed: prompt and output
   int32_t prompt_len = 0;
-  int32_t max_len = 0;                     // prompt + max_tokens
+  int32_t max_len = 0;  // prompt + max_tokens
   int32_t sample = 0;
   DecodingMode mode = DecodingMode::kAuto;
   const SamplingParams* sampling = nullptr;
@@ -32,8 +32,8 @@ enum class ProposalSource : uint8_t { kNoProposal = 0, kRemoteFull, kRemoteParti
 // a chain or a small tree), or, for a step launched ahead, branches keyed by the outcome in flight.
 struct SpecProposal {
   ProposalSource source = ProposalSource::kNoProposal;
-  std::vector<TokenId> tokens;    // [num_drafts]
-  std::vector<int32_t> parents;   // [num_drafts]; kNone = behind the newest token. Empty = a chain
+  std::vector<TokenId> tokens;   // [num_drafts]
+  std::vector<int32_t> parents;  // [num_drafts]; kNone = behind the newest token. Empty = a chain
   std::vector<PlannedBranch> branches;
 };
 
@@ -41,14 +41,14 @@ struct SpecProposal {
 struct SpecOutcome {
   DraftSessionId id;
   ProposalSource source = ProposalSource::kNoProposal;
-  int32_t drafted = 0;            // draft rows that ran
+  int32_t drafted = 0;  // draft rows that ran
   int32_t accepted = 0;
-  int32_t base_len = 0;           // committed length after the step
+  int32_t base_len = 0;                 // committed length after the step
   std::span<const TokenId> new_tokens;  // committed by the step
 };
 
 struct SpecStepTiming {
-  Duration step{};       // launch to result
+  Duration step{};  // launch to result
   int32_t rows = 0;
   int32_t sequences = 0;
 };

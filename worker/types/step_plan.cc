@@ -32,7 +32,8 @@ absl::Status CheckSpan(const StepPlan& plan, int64_t index, const PlanLimits& li
   const Span& span = plan.spans[index];
   if (span.slot < 0 || span.slot >= limits.max_slots) return Fault("slot", index, span.slot);
   if (span.num_rows < 1) return Fault("num_rows", index, span.num_rows);
-  if (span.row_begin < 0 || span.row_begin + span.num_rows > static_cast<int64_t>(plan.rows.size())) {
+  if (span.row_begin < 0 ||
+      span.row_begin + span.num_rows > static_cast<int64_t>(plan.rows.size())) {
     return Fault("row_begin", index, span.row_begin);
   }
   if (span.table_begin < 0 ||
@@ -45,7 +46,8 @@ absl::Status CheckSpan(const StepPlan& plan, int64_t index, const PlanLimits& li
   if (span.layer_begin < 0 || span.layer_end > limits.num_layers) {
     return Fault("layer_end", index, span.layer_end);
   }
-  if (!span.from_slot && !span.branches.empty()) return Fault("branches without from_slot", index, 1);
+  if (!span.from_slot && !span.branches.empty())
+    return Fault("branches without from_slot", index, 1);
   return CheckRows(plan, span, limits);
 }
 
@@ -62,11 +64,13 @@ absl::Status ValidatePlan(const StepPlan& plan, const PlanLimits& limits) {
     RETURN_IF_ERROR(CheckSpan(plan, i, limits));
     next_row += plan.spans[i].num_rows;
   }
-  if (next_row != static_cast<int64_t>(plan.rows.size())) return Fault("rows", next_row, plan.rows.size());
+  if (next_row != static_cast<int64_t>(plan.rows.size()))
+    return Fault("rows", next_row, plan.rows.size());
   int32_t last = 0;
   for (size_t i = 0; i < plan.sample_rows.size(); ++i) {
     const SampleRow& s = plan.sample_rows[i];
-    if (s.row < last || s.row >= static_cast<int64_t>(plan.rows.size())) return Fault("sample row", i, s.row);
+    if (s.row < last || s.row >= static_cast<int64_t>(plan.rows.size()))
+      return Fault("sample row", i, s.row);
     if (s.slot < 0 || s.slot >= limits.max_slots) return Fault("sample slot", i, s.slot);
     last = s.row;
   }

@@ -9,8 +9,8 @@
 // path is accepted the runner moves its KV to consecutive indices, so that behind a step KV index
 // and position agree again for every kept row.
 //
-// Rows of a span see [0, context_len) and, of the span, the rows in their mask (kCausal: those up to
-// and including themselves; kTree: their ancestors and themselves, by `parent`).
+// Rows of a span see [0, context_len) and, of the span, the rows in their mask (kCausal: those up
+// to and including themselves; kTree: their ancestors and themselves, by `parent`).
 #pragma once
 
 #include <cstdint>
@@ -27,13 +27,13 @@ using SlotId = int32_t;  // a sequence's place in the runner's per-sequence stat
 
 inline constexpr int32_t kNone = -1;
 
-// State that a runner keeps per slot from bind to the next bind: the tokens so far (prompt, output),
-// the sampling parameters, and whether the sample has ended. A bind replaces all of it.
+// State that a runner keeps per slot from bind to the next bind: the tokens so far (prompt,
+// output), the sampling parameters, and whether the sample has ended. A bind replaces all of it.
 struct SlotBind {
   SlotId slot = 0;
   std::shared_ptr<const SamplingParams> sampling;
-  int32_t sample = 0;      // index for the noise
-  int32_t prompt_len = 0;  // tokens[0, prompt_len) are the prompt
+  int32_t sample = 0;           // index for the noise
+  int32_t prompt_len = 0;       // tokens[0, prompt_len) are the prompt
   std::vector<TokenId> tokens;  // prompt and what the sample has emitted so far
 };
 
@@ -48,8 +48,8 @@ enum class SpanKind : uint8_t { kPrefill, kDecode, kVerify };
 enum class SpanMask : uint8_t { kCausal, kTree };
 enum class Head : uint8_t { kFinal, kExit, kNarrow, kBlockwise };
 
-// A draft chain for one outcome of the step in flight: used if that step accepted exactly `accepted`
-// of this slot's drafts and emitted `next` last.
+// A draft chain for one outcome of the step in flight: used if that step accepted exactly
+// `accepted` of this slot's drafts and emitted `next` last.
 struct PlannedBranch {
   int32_t accepted = 0;
   TokenId next = 0;
@@ -87,9 +87,9 @@ struct Row {
 
 // What is wanted of a row. Sample rows of an accepting span are all its rows in order.
 struct SampleRow {
-  int32_t row = 0;          // in the plan
-  SlotId slot = 0;          // whose parameters, noise and history; receives the token. For the first
-                            // tokens of parallel samples several slots share one row
+  int32_t row = 0;  // in the plan
+  SlotId slot = 0;  // whose parameters, noise and history; receives the token. For the first
+                    // tokens of parallel samples several slots share one row
   Head head = Head::kFinal;
   int32_t num_candidates = 0;  // also return this many best (by noise-coupled score) token ids
 };
@@ -109,17 +109,18 @@ struct StepPlan {
 // What a launched span really did, and what its slot emitted.
 struct SlotResult {
   SlotId slot = 0;
-  int32_t span = kNone;       // index of the span in the plan
-  int32_t context_len = 0;    // KV entries before the span, as run
-  int32_t rows_run = 0;       // rows that ran; fewer than planned where no branch matched
-  int32_t drafted = 0;        // draft rows among them
-  int32_t accepted = 0;       // drafts accepted
+  int32_t span = kNone;     // index of the span in the plan
+  int32_t context_len = 0;  // KV entries before the span, as run
+  int32_t rows_run = 0;     // rows that ran; fewer than planned where no branch matched
+  int32_t drafted = 0;      // draft rows among them
+  int32_t accepted = 0;     // drafts accepted
   // accepted drafts and the target's own last token; cut behind the first token that ends the
   // sample. Empty for prefill chunks that sample nothing, and for slots that had ended before.
   std::vector<TokenId> tokens;
   std::vector<float> logprobs;  // of tokens, if asked for
   std::vector<std::vector<std::pair<TokenId, float>>> top_logprobs;
-  // [sample rows of the span][num_candidates] token ids by falling noise-coupled score, if asked for
+  // [sample rows of the span][num_candidates] token ids by falling noise-coupled score, if asked
+  // for
   std::vector<std::vector<TokenId>> candidates;
   bool ended = false;  // the last token is a stop id or EOS, or max_tokens is reached
 };
