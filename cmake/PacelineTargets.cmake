@@ -22,10 +22,24 @@ function(paceline_library name)
   endif()
 endfunction()
 
+# INSTALL: part of the relocatable tree: bin/ with lib/ beside it; in the build folder it lies in bin/.
 function(paceline_binary name)
-  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  cmake_parse_arguments(ARG "INSTALL" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE paceline_flags ${ARG_DEPS})
+  if(ARG_INSTALL)
+    set_target_properties(${name} PROPERTIES
+      RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin
+      INSTALL_RPATH "$ORIGIN/../lib")
+    install(TARGETS ${name} RUNTIME_DEPENDENCY_SET paceline_runtime RUNTIME DESTINATION bin COMPONENT runtime)
+  endif()
+endfunction()
+
+# The shared libraries that a bare Ubuntu 24.04 lacks: all but the C and C++ runtimes and CUDA's own.
+function(paceline_install_runtime)
+  install(RUNTIME_DEPENDENCY_SET paceline_runtime
+    PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread|resolv|stdc\\+\\+|gcc_s)\\.so" "^lib(cuda|cublas|nccl|nv)"
+    LIBRARY DESTINATION lib COMPONENT runtime)
 endfunction()
 
 # LABELS: "asan" and "tsan" choose the programs of the sanitizer phases (tests/run.sh).
