@@ -24,7 +24,9 @@ struct BlockManagerOptions {
   int32_t num_blocks = 0;
   int32_t block_size = 16;
   bool prefix_cache = true;
-  std::string model_fingerprint;  // seeds the block keys, with adapter and KV dtype in it
+  std::string model_fingerprint;     // seeds the block keys, with adapter and KV dtype in it
+  int32_t max_prefix_chunks = 4096;  // of PrefixChunks: the most recently used
+  int32_t key_bits = 128;            // fewer only in tests, to make keys collide
 };
 
 // The blocks of one sequence, in order. Owned by the sequence; only BlockManager changes it.
@@ -32,6 +34,7 @@ struct BlockTable {
   std::vector<BlockId> blocks;
   int32_t num_published = 0;  // leading blocks that are in the prefix cache
   Hash128 last_key;           // key of block num_published - 1
+  int32_t num_live = 0;       // leading KV entries of committed tokens, see SetLive
 };
 
 struct KvOccupancy {
@@ -74,8 +77,11 @@ class BlockManager {
   BlockTable Fork(const BlockTable& table);
   // Makes KV indices [begin, end) writable by this table: each block of the range with other
   // references is replaced by a fresh one; the copies to do before the step are appended, with the
-  // slots before `begin` in num_slots. All or nothing; false when the pool is short.
+  // slots before `begin` in num_slots. All or nothing; false when the pool is short. The copies
+  // must be done in order, before any row: a source may be the destination of a later one. No
+  // published block of the table may lie behind the range (Shrink first).
   bool MakeWritable(BlockTable* table, int32_t begin, int32_t end, std::vector<KvCopy>* copies);
+  // Fresh blocks that MakeWritable would need.
   int32_t CopiesNeeded(const BlockTable& table, int32_t begin, int32_t end) const;
 
   // Enters into the prefix cache the whole blocks of tokens[0, num_committed), all of them
@@ -87,10 +93,20 @@ class BlockManager {
   // Drops the table's references; the blocks become cached or free at once, deepest evicted first.
   void Release(BlockTable* table);
 
+  // Says that KV entries [0, num_live) of the table hold committed tokens. Published blocks that
+  // MatchPrefix gave are live already. O(blocks that gained entries).
+  void SetLive(BlockTable* table, int32_t num_live);
+  // Live entries of all active blocks, shared blocks counted once. Fragmentation is
+  // 1 - live_slots / (active_blocks x block_size). O(1).
+  int64_t live_slots() const;
+
   // Session tags for retention: released blocks of a live session are evicted after untagged ones.
-  // A tag never keeps a block from being evicted when the pool is short.
+  // A tag never keeps a block from being evicted when the pool is short. Tags the table's published
+  // blocks, so it comes after Publish and before Release.
   void Tag(std::string_view session_id, const BlockTable& table, TimePoint expires);
   void DropTag(std::string_view session_id);
+  // Forgets sessions with expires <= now. O(1) when there are none: call it every step.
+  void ExpireTags(TimePoint now);
   struct SessionBlocks {
     std::string session_id;
     int32_t blocks = 0;  // cached or active, bearing the tag
