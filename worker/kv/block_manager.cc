@@ -134,6 +134,13 @@ struct BlockManager::Impl {
   Parent Child(const Parent& parent, std::span<const TokenId> tokens) const;
   BlockId Find(const Hash128& key, PrefixId parent, std::span<const TokenId> tokens);
 
+  // The published block that this duplicate repeats, or kNone.
+  BlockId Twin(BlockId b) const {
+    if (blocks[b].content != Content::kDuplicate) return kNone;
+    const auto it = by_key.find(blocks[b].key);
+    return it != by_key.end() && blocks[it->second].prefix == blocks[b].prefix ? it->second : kNone;
+  }
+
   int32_t available() const {
     return static_cast<int32_t>(free_blocks.size()) + evictable.size(kUntagged) +
            evictable.size(kTagged);
@@ -245,22 +252,18 @@ void BlockManager::Impl::Ref(BlockId b) {
   Block& block = at(b);
   if (block.references++ > 0) return;
   evictable.Remove(b);
-  SetBlockLive(b, size());  // only published blocks come back, and those are full
 }
 
 void BlockManager::Impl::Unref(BlockId b) {
   Block& block = at(b);
   CHECK_GT(block.references, 0) << "block " << b << " given back twice";
+  const BlockId twin = Twin(b);
+  if (twin != kNone) Touch(twin);  // its children may just have become evictable, and go before it
   if (--block.references > 0) return;
   SetBlockLive(b, 0);
-  if (block.content == Content::kDuplicate) {
-    const auto it = by_key.find(block.key);
-    if (it == by_key.end()) {
-      EnterCache(b);
-      block.promoted = true;
-    } else if (blocks[it->second].prefix == block.prefix) {
-      Touch(it->second);  // its children may just have become evictable, and go before it
-    }
+  if (block.content == Content::kDuplicate && !by_key.contains(block.key)) {
+    EnterCache(b);
+    block.promoted = true;
   }
   if (block.content == Content::kPublished) {
     MakeEvictable(b);
@@ -274,10 +277,7 @@ void BlockManager::Impl::Unref(BlockId b) {
 // in the list than the dropped ones, which must be evicted before them.
 void BlockManager::Impl::KeepParentsYounger(const BlockTable& table, size_t num_blocks) {
   for (size_t i = num_blocks; i-- > 0;) {
-    const Block& block = at(table.blocks[i]);
-    if (block.content != Content::kDuplicate) continue;
-    const auto it = by_key.find(block.key);
-    if (it != by_key.end() && blocks[it->second].prefix == block.prefix) Touch(it->second);
+    if (const BlockId twin = Twin(table.blocks[i]); twin != kNone) Touch(twin);
   }
 }
 
@@ -350,6 +350,7 @@ int32_t BlockManager::MatchPrefix(std::span<const TokenId> tokens, std::string_v
     const BlockId b = m.Find(next.key, parent.prefix, chunk);
     if (b == kNone) break;
     m.Ref(b);
+    m.SetBlockLive(b, m.size());
     table->blocks.push_back(b);
     next.prefix = m.at(b).prefix;
     parent = next;
@@ -541,10 +542,11 @@ void BlockManager::SetLive(BlockTable* table, int32_t num_live) {
 void BlockManager::Impl::TagBlock(Session* session, BlockId b) {
   Block& block = at(b);
   const auto [it, added] = session->generations.try_emplace(b, block.generation);
-  if (!added && it->second == block.generation) return;
-  it->second = block.generation;
-  ++block.tags;
-  Touch(b);
+  if (added || it->second != block.generation) {
+    it->second = block.generation;
+    ++block.tags;
+  }
+  Touch(b);  // tagged before or not: a parent stays behind its children
 }
 
 void BlockManager::Tag(std::string_view session_id, const BlockTable& table, TimePoint expires) {
@@ -558,9 +560,7 @@ void BlockManager::Tag(std::string_view session_id, const BlockTable& table, Tim
   for (int32_t i = table.num_published; i-- > 0;) {
     const BlockId b = table.blocks[i];
     m.TagBlock(&session, b);
-    if (m.at(b).content != Content::kDuplicate) continue;
-    const auto it = m.by_key.find(m.at(b).key);
-    if (it != m.by_key.end()) m.TagBlock(&session, it->second);
+    if (const BlockId twin = m.Twin(b); twin != kNone) m.TagBlock(&session, twin);
   }
 }
 
