@@ -11,7 +11,8 @@ struct Bf16 {
 };
 static_assert(sizeof(Bf16) == 2);
 
-inline float ToFloat(Bf16 x) {
+// Always inlined: a copy compiled for a larger instruction set must never serve a smaller one.
+[[gnu::always_inline]] inline float ToFloat(Bf16 x) {
   const uint32_t bits = static_cast<uint32_t>(x.bits) << 16;
   float f;
   memcpy(&f, &bits, sizeof(f));
@@ -19,7 +20,7 @@ inline float ToFloat(Bf16 x) {
 }
 
 // Rounds to nearest, ties to even. NaN stays NaN.
-inline Bf16 ToBf16(float f) {
+[[gnu::always_inline]] inline Bf16 ToBf16(float f) {
   uint32_t bits;
   memcpy(&bits, &f, sizeof(bits));
   if ((bits & 0x7fffffffu) > 0x7f800000u) return {static_cast<uint16_t>((bits >> 16) | 0x40u)};

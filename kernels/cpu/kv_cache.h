@@ -20,17 +20,17 @@ struct KvShape {
   int32_t kv_heads = 0;
   int32_t head_dim = 0;  // even
 
-  int64_t block_elements() const {  // of K or of V alone
+  [[gnu::always_inline]] int64_t block_elements() const {  // of K or of V alone
     return int64_t{kv_heads} * block_size * head_dim;
   }
-  int64_t elements() const { return num_blocks * block_elements(); }
-  int64_t KIndex(int64_t slot, int32_t head, int32_t d) const {
+  [[gnu::always_inline]] int64_t elements() const { return num_blocks * block_elements(); }
+  [[gnu::always_inline]] int64_t KIndex(int64_t slot, int32_t head, int32_t d) const {
     const int64_t block = slot / block_size;
     const int64_t in_block = slot % block_size;
     return block * block_elements() + int64_t{head} * block_size * head_dim +
            (int64_t{d / 2} * block_size + in_block) * 2 + d % 2;
   }
-  int64_t VIndex(int64_t slot, int32_t head, int32_t d) const {
+  [[gnu::always_inline]] int64_t VIndex(int64_t slot, int32_t head, int32_t d) const {
     const int64_t block = slot / block_size;
     const int64_t in_block = slot % block_size;
     return block * block_elements() + (int64_t{head} * block_size + in_block) * head_dim + d;
