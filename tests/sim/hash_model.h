@@ -17,7 +17,8 @@ struct HashModelOptions {
   int32_t vocab_size = 128;
   std::vector<TokenId> eos_token_ids = {0};
   // A drafter: its distribution is that of the model with this seed, except behind a share of
-  // 1 - agreement of all prefixes, where it is another one.
+  // 1 - agreement of all prefixes, where it is another one. (Tokens agree there by chance: rarely
+  // at temperature 0, about one time in six at 1, as both sides draw with the same noise.)
   double agreement = 1.0;
 };
 
