@@ -500,7 +500,7 @@ void PrintSeed(int) { std::cerr << "replay with PACELINE_TEST_SEED=" << current_
 
 TEST(BlockManagerPropertyTest, BehavesAsTheNaivePool) {
   const int64_t fixed = FromEnvironment("PACELINE_TEST_SEED", -1);
-  const int64_t total = FromEnvironment("PACELINE_TEST_OPS", 1'000'000);
+  const int64_t total = FromEnvironment("PACELINE_TEST_OPS", 400'000);
   constexpr int64_t kPerSeed = 500;
   std::signal(SIGABRT, PrintSeed);
   int64_t hits = 0;
