@@ -37,6 +37,7 @@ struct DraftOpen {
   int32_t max_len = 0;          // prompt + max_tokens; nothing is drafted at or beyond it
   std::vector<TokenId> tokens;  // prompt and the output so far; its size is the base length
   int32_t priority = 0;
+  std::string cache_salt;  // prefixes are shared only within an equal salt
 };
 
 // Cumulative and idempotent: tokens [base_len - new_tokens.size(), base_len) are new_tokens.

@@ -5,6 +5,7 @@
 
 #include <cstdint>
 #include <span>
+#include <string_view>
 #include <vector>
 
 #include "common/clock.h"
@@ -24,6 +25,7 @@ struct SpecSequence {
   DecodingMode mode = DecodingMode::kAuto;
   const SamplingParams* sampling = nullptr;
   int32_t priority = 0;
+  std::string_view cache_salt;  // prefixes are shared only within an equal salt, at drafters too
 };
 
 enum class ProposalSource : uint8_t { kNoProposal = 0, kRemoteFull, kRemotePartial, kNgram };
@@ -67,6 +69,14 @@ class Speculator {
   // The step with these host-known drafts has been launched (called also with none): tells the
   // drafter what is being verified.
   virtual void Launched(const SpecSequence& sequence, std::span<const TokenId> in_flight) = 0;
+
+  // All Launched calls of the step are done and the step is on the device: what drafters should
+  // know of it goes out now, while there is a step's time to draft for its outcomes.
+  virtual void EndLaunch() {}
+
+  // Only the mode sync, which exists for comparison, ever answers true: a proposal for this base is
+  // being made, and the engine may leave the sequence out of the step. Bounded in steps.
+  virtual bool WantsToWait(const SpecSequence&) { return false; }
 
   virtual void Committed(const SpecSequence& sequence, const SpecOutcome& outcome) = 0;
 
