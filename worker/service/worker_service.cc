@@ -122,6 +122,7 @@ absl::Status WorkerServiceImpl::Submit(const std::shared_ptr<RouterStreamState>&
   Engine* engine = engine_;
   if (engine == nullptr) return FromGrpcStatus(WhyNoEngine());
   ASSIGN_OR_RETURN(GenerationRequest request, FromProto(submit, SteadyClock::Get().Now()));
+  if (request.decoding == DecodingMode::kAuto) request.decoding = options_.auto_decoding;
   const auto handle = table_.Add(stream, submit.handle());
   if (!handle.has_value()) return absl::CancelledError("the stream has ended");
   const absl::Status status = engine->Submit(*handle, std::move(request));

@@ -17,6 +17,8 @@ namespace paceline {
 struct WorkerServiceOptions {
   // A router that leaves this much unread loses its stream, and with it its requests.
   int64_t max_outbox_bytes = 64 << 20;
+  // What requests that leave it to the worker get (--speculation).
+  DecodingMode auto_decoding = DecodingMode::kAuto;
 };
 
 class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackService {
