@@ -146,8 +146,8 @@ void WorkerServiceImpl::Handle(const std::shared_ptr<RouterStreamState>& stream,
     }
     const absl::Status status = Submit(stream, submit);
     if (status.ok()) continue;
-    spdlog::info("request refused request_id={} status=\"{}\"", submit.request_id(),
-                 status.ToString());
+    spdlog::info("request refused request_id={} code={} cause=\"{}\"", submit.request_id(),
+                 absl::StatusCodeToString(status.code()), std::string(status.message()));
     GenerationUsage usage;
     usage.prompt_tokens = submit.prompt_size();
     ToProto(submit.handle(), status, usage, refused.add_finished());
