@@ -25,9 +25,10 @@ std::vector<TokenId> RandomTokens(int32_t count, int32_t vocab, uint64_t seed) {
 // A decoder with a pool whose blocks are handed out in a scattered order.
 class Bench {
  public:
-  explicit Bench(std::shared_ptr<const CpuModel> model, int threads = 2)
+  explicit Bench(std::shared_ptr<const CpuModel> model, int threads = 2,
+                 kernels::Isa isa = kernels::DetectIsa())
       : model_(std::move(model)),
-        pool_(threads),
+        pool_(threads, isa),
         kv_(KvPoolCpu::Create({.num_blocks = 64,
                                .block_size = kBlock,
                                .kv_heads = model_->config.num_kv_heads,
@@ -146,16 +147,19 @@ std::shared_ptr<const CpuModel> MakeModel(const Shape& shape, std::string* dir) 
   return *model;
 }
 
-TEST_P(DecoderShapes, AgreesWithTheNaiveModel) {
-  std::string dir;
-  const auto model = MakeModel(GetParam(), &dir);
-  EXPECT_EQ(CanonicalText(model->config), CanonicalText(GetParam().config));
-  const NaiveModel naive(model->config, *ModelTensors::Open(dir));
-  std::filesystem::remove_all(dir);
-  const std::vector<TokenId> tokens = RandomTokens(75, model->config.vocab_size, 3);
-  const auto expected = naive.Logits(tokens);
+std::vector<kernels::Isa> Isas() {
+  std::vector<kernels::Isa> isas;
+  for (kernels::Isa isa :
+       {kernels::Isa::kPortable, kernels::Isa::kAvx2, kernels::Isa::kAvx512Bf16}) {
+    if (kernels::IsaSupported(isa)) isas.push_back(isa);
+  }
+  return isas;
+}
 
-  Bench bench(model);
+void ExpectNear(const std::shared_ptr<const CpuModel>& model, kernels::Isa isa,
+                const std::vector<TokenId>& tokens,
+                const std::vector<std::vector<double>>& expected) {
+  Bench bench(model, 2, isa);
   const auto table = bench.Table(5);
   bench.Add(table, tokens, 0);
   const auto logits = bench.Run(bench.AllRows());
@@ -170,10 +174,23 @@ TEST_P(DecoderShapes, AgreesWithTheNaiveModel) {
   }
   const double count = static_cast<double>(tokens.size() * expected[0].size());
   const double scale = std::sqrt(square / count);
-  RecordProperty("relative_error", std::to_string(std::sqrt(error / square)));
   EXPECT_LT(std::sqrt(error / square), 0.02);
   EXPECT_LT(worst, 0.12 * scale);
   EXPECT_GT(scale, 0.3);  // not all zeros on both sides
+}
+
+TEST_P(DecoderShapes, AgreesWithTheNaiveModel) {
+  std::string dir;
+  const auto model = MakeModel(GetParam(), &dir);
+  EXPECT_EQ(CanonicalText(model->config), CanonicalText(GetParam().config));
+  const NaiveModel naive(model->config, *ModelTensors::Open(dir));
+  std::filesystem::remove_all(dir);
+  const std::vector<TokenId> tokens = RandomTokens(75, model->config.vocab_size, 3);
+  const auto expected = naive.Logits(tokens);
+  for (kernels::Isa isa : Isas()) {
+    SCOPED_TRACE(kernels::IsaName(isa));
+    ExpectNear(model, isa, tokens, expected);
+  }
 }
 
 // One request's bits: in one span, in chunks, token by token, beside others, on other threads.
@@ -183,32 +200,35 @@ TEST_P(DecoderShapes, BitsDoNotDependOnTheBatch) {
   std::filesystem::remove_all(dir);
   const int32_t vocab = model->config.vocab_size;
   const std::vector<TokenId> tokens = RandomTokens(50, vocab, 4);
-  std::vector<std::vector<float>> whole;
-  {
-    Bench bench(model, 1);
-    const auto table = bench.Table(0);
-    bench.Add(table, tokens, 0);
-    whole = bench.Run(bench.AllRows());
-  }
-  Bench bench(model);
-  const auto table = bench.Table(9);
-  const auto other = bench.Table(30);
-  const std::vector<TokenId> noise = RandomTokens(80, vocab, 5);
-  int32_t done = 0;
-  for (int32_t chunk : {1, 7, 16, 1, 1, 19, 1, 4}) {
-    const std::span<const TokenId> part = std::span(tokens).subspan(done, chunk);
-    bench.Add(other, std::span(noise).first(3 + done), 0);
-    bench.Add(table, part, done);
-    std::vector<int32_t> rows(part.size());
-    std::iota(rows.begin(), rows.end(), 3 + done);
-    const auto logits = bench.Run(rows);
-    for (size_t i = 0; i < part.size(); ++i) {
-      ASSERT_EQ(0, std::memcmp(logits[i].data(), whole[done + i].data(), vocab * sizeof(float)))
-          << "position " << done + i;
+  for (kernels::Isa isa : Isas()) {
+    SCOPED_TRACE(kernels::IsaName(isa));
+    std::vector<std::vector<float>> whole;
+    {
+      Bench bench(model, 1, isa);
+      const auto table = bench.Table(0);
+      bench.Add(table, tokens, 0);
+      whole = bench.Run(bench.AllRows());
     }
-    done += chunk;
+    Bench bench(model, 2, isa);
+    const auto table = bench.Table(9);
+    const auto other = bench.Table(30);
+    const std::vector<TokenId> noise = RandomTokens(80, vocab, 5);
+    int32_t done = 0;
+    for (int32_t chunk : {1, 7, 16, 1, 1, 19, 1, 4}) {
+      const std::span<const TokenId> part = std::span(tokens).subspan(done, chunk);
+      bench.Add(other, std::span(noise).first(3 + done), 0);
+      bench.Add(table, part, done);
+      std::vector<int32_t> rows(part.size());
+      std::iota(rows.begin(), rows.end(), 3 + done);
+      const auto logits = bench.Run(rows);
+      for (size_t i = 0; i < part.size(); ++i) {
+        ASSERT_EQ(0, std::memcmp(logits[i].data(), whole[done + i].data(), vocab * sizeof(float)))
+            << "position " << done + i;
+      }
+      done += chunk;
+    }
+    EXPECT_EQ(done, 50);
   }
-  EXPECT_EQ(done, 50);
 }
 
 INSTANTIATE_TEST_SUITE_P(All, DecoderShapes, ::testing::ValuesIn(Shapes()),

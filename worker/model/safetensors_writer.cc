@@ -24,7 +24,7 @@ TensorToWrite F32Tensor(std::string name, std::vector<int64_t> shape,
                         const std::vector<float>& values) {
   TensorToWrite tensor{std::move(name), "F32", std::move(shape), {}};
   tensor.bytes.resize(values.size() * 4);
-  std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
+  if (!values.empty()) std::memcpy(tensor.bytes.data(), values.data(), tensor.bytes.size());
   return tensor;
 }
 

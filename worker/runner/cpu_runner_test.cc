@@ -301,7 +301,6 @@ TEST_P(Temperatures, ParallelSamplesShareTheirPrompt) {
 // A sequence that lost its slot and KV goes on elsewhere from its tokens.
 TEST_P(Temperatures, RecomputedElsewhere) {
   Rig rig({.block_size = 32});
-  const SlotBind bind;
   std::vector<TokenId> tokens = prompt_;
   tokens.insert(tokens.end(), plain_.output.begin(), plain_.output.begin() + 19);
   Sequence& s = rig.driver->Start(tokens, sampling_);
