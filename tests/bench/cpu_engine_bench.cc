@@ -59,7 +59,7 @@ double ReadBandwidth(int64_t bytes, int threads) {
   kernels::ThreadPool pool(threads);
   std::vector<uint64_t> sums(static_cast<size_t>(threads));
   double best = 0;
-  for (int pass = 0; pass < 60; ++pass) {
+  for (const double first = Now(); Now() - first < 0.7;) {
     const double start = Now();
     pool.ParallelFor(threads, [&](int64_t t) {
       const size_t begin = words.size() * t / threads;
@@ -161,8 +161,8 @@ void Main(int threads, double seconds) {
   const double bandwidth = ReadBandwidth(config.step_weight_bytes(), threads);
   const double floor = bandwidth / static_cast<double>(config.step_weight_bytes());
   Bench bench(model, threads);
-  const double one = Repeat(seconds, [&] { return bench.Decode(1, 16, 200); });
-  const double sixteen = Repeat(seconds, [&] { return bench.Decode(16, 16, 200); });
+  const double one = Repeat(seconds, [&] { return bench.Decode(1, 200, 257); });
+  const double sixteen = Repeat(seconds, [&] { return bench.Decode(16, 200, 257); });
   const double first = Repeat(seconds, [&] { return bench.FirstToken(200); });
 
   std::printf("22 M shape, %.1f MB of weights, %d threads, %s, %.1f GB/s\n",

@@ -87,6 +87,48 @@ TEST(StandinTest, DraftsAreAcceptedAboutAsOftenAsATrainedPairs) {
   EXPECT_LT(sampled, 0.95);
 }
 
+// Chains drafted by the draft, verified by the target: the tokens of plain decoding, in fewer
+// steps.
+TEST(StandinTest, SpeculationChangesStepsAndNoTokens) {
+  for (float temperature : {0.0f, 1.0f}) {
+    SamplingParams p;
+    p.temperature = temperature;
+    p.seed = 7;
+    p.max_tokens = 200;
+    p.ignore_eos = true;
+    const std::vector<TokenId> prompt = SomePrompt(33, 2);
+    Rig plain("target"), target("target"), draft("draft");
+    Sequence& expected = plain.driver->Start(prompt, p);
+    plain.driver->Finish(expected);
+    Sequence& t = target.driver->Start(prompt, p);
+    target.driver->Prefill(t);
+    target.driver->Step();
+    Sequence& d = draft.driver->Start(prompt, p);
+    draft.driver->Prefill(d);
+    draft.driver->Step();
+    int32_t steps = 1;
+    while (!t.ended) {
+      // The drafter goes on from the target's tokens; its KV of them may be stale by one step.
+      d.tokens = t.tokens;
+      d.kv = std::min(d.kv, t.prompt_len);
+      draft.driver->plan().binds.push_back(
+          {.slot = d.slot, .sampling = d.sampling, .prompt_len = d.prompt_len, .tokens = d.tokens});
+      draft.driver->Prefill(d);
+      draft.driver->Step();
+      while (d.tokens.size() < t.tokens.size() + 4 && !d.ended) {
+        draft.driver->Decode(d);
+        draft.driver->Step();
+      }
+      target.driver->Verify(t, std::span(d.tokens).subspan(t.tokens.size()));
+      target.driver->Step();
+      ++steps;
+    }
+    EXPECT_EQ(t.tokens, expected.tokens);
+    EXPECT_LT(steps, 120);
+    std::printf("T=%.0f: 200 tokens in %d steps\n", temperature, steps);
+  }
+}
+
 TEST(StandinTest, AnEarlyTokenMovesTheLogits) {
   std::vector<TokenId> prompt = SomePrompt(200, 3);
   std::vector<std::vector<float>> logits;
