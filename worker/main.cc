@@ -34,6 +34,8 @@ namespace {
 
 // For the last frames of streams at shutdown.
 constexpr Duration kShutdownGrace = std::chrono::seconds(2);
+// For other calls; connections of clients that do not listen are cut then.
+constexpr Duration kUnaryGrace = std::chrono::milliseconds(100);
 // For targets to move their sessions; losing a drafter costs them speed only.
 constexpr Duration kDraftDrainGrace = std::chrono::seconds(2);
 constexpr Duration kDrainPoll = std::chrono::milliseconds(10);
@@ -314,7 +316,8 @@ absl::Status RunTarget(const WorkerFlags& f, ProcessEnd* end) {
   if (!drained) spdlog::warn("stopping with requests={}", service.num_requests());
   feed.Stop();
   service.Stop();
-  server->Shutdown(kShutdownGrace);
+  end->WaitUntil([&] { return service.num_streams() == 0; }, kShutdownGrace);
+  server->Shutdown(kUnaryGrace);
   links.reset();
   engine->Stop();
   loop.join();
@@ -371,7 +374,8 @@ absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   feed.Stop();
   drafts.Stop();
   service.Stop();
-  server->Shutdown(kShutdownGrace);
+  end->WaitUntil([&] { return drafts.num_streams() == 0; }, kShutdownGrace);
+  server->Shutdown(kUnaryGrace);
   engine->Stop();
   loop.join();
   metrics_server.reset();
@@ -379,6 +383,7 @@ absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
 }
 
 int Main(int argc, char** argv) {
+  setenv("GRPC_VERBOSITY", "NONE", /*overwrite=*/0);  // what matters is said by us, in one sentence
   WorkerFlags f;
   Flags flags("paceline-worker: a model replica (target) or a draft model, served over gRPC");
   AddFlags(&f, &flags);

@@ -5,10 +5,36 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include "absl/strings/str_cat.h"
+#include "paceline/worker/v1/worker.grpc.pb.h"
 
 namespace paceline {
+namespace {
+
+// gRPC 1.51 runs all callbacks on a few threads around one queue, which it tears down with the last
+// channel or server that uses it, in a race with those threads (an abort in about one of ten
+// processes that close and open channels). One channel that is never destroyed keeps the queue.
+void KeepCallbackQueue() {
+  struct Call {
+    grpc::ClientContext context;
+    worker::v1::GetInfoRequest request;
+    worker::v1::GetInfoResponse response;
+  };
+  [[maybe_unused]] static const bool once = [] {
+    auto* stub = worker::v1::WorkerService::NewStub(
+                     grpc::CreateChannel("127.0.0.1:1", grpc::InsecureChannelCredentials()))
+                     .release();
+    auto* call = new Call;
+    call->context.TryCancel();  // never leaves the process
+    stub->async()->GetInfo(&call->context, &call->request, &call->response,
+                           [call](const grpc::Status&) { delete call; });
+    return true;
+  }();
+}
+
+}  // namespace
 
 void ConfigureServer(grpc::ServerBuilder* builder, bool reflection) {
+  KeepCallbackQueue();
   grpc::EnableDefaultHealthCheckService(true);
   if (reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   builder->SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -22,6 +48,7 @@ void ConfigureServer(grpc::ServerBuilder* builder, bool reflection) {
 }
 
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address) {
+  KeepCallbackQueue();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(-1);

@@ -1,5 +1,6 @@
 #include "worker/service/worker_service.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "absl/strings/str_cat.h"
@@ -96,11 +97,17 @@ void WorkerServiceImpl::Stop() {
   {
     std::lock_guard lock(mutex_);
     stopped_ = true;
-    streams.swap(streams_);
+    streams = streams_;
   }
   for (const auto& weak : streams) {
     if (const auto stream = weak.lock()) stream->outbox->Finish(StoppingStatus());
   }
+}
+
+size_t WorkerServiceImpl::num_streams() const {
+  std::lock_guard lock(mutex_);
+  return std::count_if(streams_.begin(), streams_.end(),
+                       [](const auto& stream) { return !stream.expired(); });
 }
 
 void WorkerServiceImpl::Send(const std::shared_ptr<RouterStreamState>& stream,

@@ -33,8 +33,9 @@ class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackServic
   void Serve(Engine* engine);
   // Ends all router streams; later ones end at once.
   void Stop();
-  // Requests in flight.
+  // Requests in flight, and routers connected.
   size_t num_requests() const { return table_.size(); }
+  size_t num_streams() const;
 
   grpc::ServerUnaryReactor* GetInfo(grpc::CallbackServerContext* context,
                                     const worker::v1::GetInfoRequest* request,
@@ -71,7 +72,7 @@ class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackServic
   const WorkerServiceOptions options_;
   std::atomic<Engine*> engine_ = nullptr;
   RequestTable table_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::vector<std::weak_ptr<RouterStreamState>> streams_;
   bool stopped_ = false;
 };
