@@ -7,7 +7,7 @@
 
 #include "common/status_macros.h"
 #include "tools/standin/bigram.h"
-#include "tools/standin/byte_tokenizer.h"
+#include "tools/standin/byte_pairs.h"
 #include "tools/standin/corpus.h"
 #include "tools/standin/standin_model.h"
 
@@ -16,6 +16,7 @@ namespace {
 
 constexpr double kEndShare = 2e-4;  // rare enough that 200 tokens usually run to length
 constexpr int32_t kTargetLayers = 4;
+constexpr int32_t kVocabSize = 1024;
 
 absl::Status WriteModel(const std::string& dir, const ModelConfig& config,
                         const BigramModel& bigrams, const std::string& tokenizer) {
@@ -30,12 +31,11 @@ absl::Status WriteModel(const std::string& dir, const ModelConfig& config,
 }
 
 absl::Status MakePair(const std::string& out, const std::vector<std::string>& files) {
-  const std::string text = ReadCorpus(files);
-  const std::string tokenizer = ByteTokenizerJson();
-  const std::vector<TokenId> tokens = EncodeBytes(text);
-  const int32_t vocab = kByteVocab;
-  const TokenId eos = 0;
-  const BigramModel bigrams = FitBigrams(tokens, vocab, kStandinRank, eos, kEndShare);
+  const BytePairs pairs = TrainBytePairs(ReadCorpus(files), kVocabSize);
+  const std::string tokenizer = TokenizerJson(pairs);
+  const int32_t vocab = pairs.vocab_size();
+  const TokenId eos = BytePairs::kEndOfText;
+  const BigramModel bigrams = FitBigrams(pairs.text, vocab, kStandinRank, eos, kEndShare);
   RETURN_IF_ERROR(
       WriteModel(out + "/target", StandinConfig(vocab, kTargetLayers, eos), bigrams, tokenizer));
   return WriteModel(out + "/draft", StandinConfig(vocab, kStandinDraftLayers, eos), bigrams,

@@ -17,7 +17,7 @@ constexpr int32_t kFillerDim = kStandinRank + 1;
 
 // Standard deviation by which a layer's attention and MLP move a typical logit.
 constexpr double kFirstLayerShift = 1.2;
-constexpr double kLaterLayerShift = 0.45;
+constexpr double kLaterLayerShift = 0.25;
 constexpr double kMlpShare = 0.4;
 constexpr double kScoreSpread = 2.0;  // of attention scores
 
