@@ -19,7 +19,7 @@ void KeepCallbackQueue() {
     worker::v1::GetInfoRequest request;
     worker::v1::GetInfoResponse response;
   };
-  [[maybe_unused]] static const bool once = [] {
+  [[maybe_unused]] static auto* const kept = [] {
     auto* stub = worker::v1::WorkerService::NewStub(
                      grpc::CreateChannel("127.0.0.1:1", grpc::InsecureChannelCredentials()))
                      .release();
@@ -27,7 +27,7 @@ void KeepCallbackQueue() {
     call->context.TryCancel();  // never leaves the process
     stub->async()->GetInfo(&call->context, &call->request, &call->response,
                            [call](const grpc::Status&) { delete call; });
-    return true;
+    return stub;
   }();
 }
 
