@@ -19,7 +19,7 @@ void KeepCallbackQueue() {
     worker::v1::GetInfoRequest request;
     worker::v1::GetInfoResponse response;
   };
-  [[maybe_unused]] static auto* const kept = [] {
+  [[maybe_unused]] static auto* volatile kept = [] {
     auto* stub = worker::v1::WorkerService::NewStub(
                      grpc::CreateChannel("127.0.0.1:1", grpc::InsecureChannelCredentials()))
                      .release();
