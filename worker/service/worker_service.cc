@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <utility>
 
+#include "absl/strings/escaping.h"
 #include "absl/strings/str_cat.h"
 #include "common/log.h"
 #include "common/rpc/duration.h"
@@ -153,7 +154,8 @@ void WorkerServiceImpl::Handle(const std::shared_ptr<RouterStreamState>& stream,
     }
     const absl::Status status = Submit(stream, submit);
     if (status.ok()) continue;
-    spdlog::info("request refused request_id={} code={} cause=\"{}\"", submit.request_id(),
+    spdlog::info("request refused request_id={} code={} cause=\"{}\"",
+                 absl::CHexEscape(submit.request_id().substr(0, kMaxWireIdBytes)),
                  absl::StatusCodeToString(status.code()), std::string(status.message()));
     GenerationUsage usage;
     usage.prompt_tokens = submit.prompt_size();

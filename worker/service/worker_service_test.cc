@@ -1,7 +1,9 @@
 // The worker's service over real gRPC on a free port, before an engine with a hash model.
 #include "worker/service/worker_service.h"
 
+#include <cstdlib>
 #include <map>
+#include <random>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -310,6 +312,44 @@ TEST(WorkerServiceTest, BadRequestsFailAlone) {
   EXPECT_TRUE(router.AwaitFinished(9).ok());
   EXPECT_EQ((router.tokens_[{9, 0}]), worker.Expected(good, 0));
   EXPECT_EQ(worker.service_.num_requests(), 0u);
+}
+
+// Frames that parse, with bytes changed at random: the worker answers or ends the stream, and goes
+// on serving.
+TEST(WorkerServiceTest, MutatedFramesNeverHurtTheWorker) {
+  const char* replay = std::getenv("PACELINE_TEST_SEED");
+  const uint64_t seed = replay ? std::strtoull(replay, nullptr, 10) : std::random_device{}();
+  SCOPED_TRACE("PACELINE_TEST_SEED=" + std::to_string(seed));
+  std::mt19937_64 random(seed);
+  Worker worker;
+  worker.Run();
+  const GenerationRequest good = NewRequest(1, 5);
+  for (int round = 0; round < 100; ++round) {
+    Router hostile(&worker);
+    for (int i = 0; i < 10; ++i) {
+      OpenStreamRequest frame;
+      GenerationRequest request = NewRequest(random(), 5);
+      request.resumed = {{{1, 2}, FinishReason::kNone}};
+      request.sampling.logit_bias = {{3, 1.0f}};
+      request.sampling.stop_token_ids = {9};
+      Router::Add(i, request, &frame);
+      frame.add_cancels()->set_handle(random() % 10);
+      std::string bytes = frame.SerializeAsString();
+      for (int k = 1 + random() % 4; k > 0; --k) bytes[random() % bytes.size()] = random();
+      if (!frame.ParseFromString(bytes) || !hostile.stream_->Write(frame)) continue;
+    }
+    if (round % 10 != 0) continue;
+    Router router(&worker);
+    router.Submit(1, good);
+    // A queue full of nonsense is a good reason; a moment later there is room.
+    while (router.AwaitFinished(1).code() == absl::StatusCode::kResourceExhausted) {
+      router.finished_.clear();
+      router.Submit(1, good);
+    }
+    ASSERT_TRUE(router.finished_[1].ok()) << router.finished_[1];
+    EXPECT_EQ((router.tokens_[{1, 0}]), worker.Expected(good, 0));
+  }
+  EXPECT_TRUE(Eventually([&] { return worker.service_.num_requests() == 0; }));
 }
 
 TEST(WorkerServiceTest, AHandleUsedTwiceEndsTheStream) {
