@@ -46,8 +46,8 @@ struct AttentionWork {
 };
 
 template <int R, int V>
-void Scores(AttentionWork& work, int query, const KeyGroup* groups, int first, int32_t head_dim,
-            float scale) {
+void Scores(AttentionWork& work, int query, const KeyGroup* groups, int first, bool prefetch,
+            int32_t head_dim, float scale) {
   F32 acc[R][V];
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) acc[r][v] = Set(0.0f);
@@ -56,6 +56,10 @@ void Scores(AttentionWork& work, int query, const KeyGroup* groups, int first, i
     PairVec k[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) k[v] = LoadPairs(groups[v].k + d * groups[v].k_stride);
+    if (prefetch) {  // a cache line of the values, needed next: 16 rows are head_dim / 2 lines
+#pragma GCC unroll 8
+      for (int v = 0; v < V; ++v) Prefetch(groups[v].v + d * 2 * kLanes);
+    }
 #pragma GCC unroll 8
     for (int r = 0; r < R; ++r) {
       const PairVec q = SetPair(&work.q[query + r][2 * d]);
@@ -98,8 +102,9 @@ PACELINE_INLINE float SoftmaxTile(AttentionWork& work, int query, int64_t begin,
 
 // o = o * correction + p V over keys [begin, end) of the tile, elements [d, d + 16 V) of the head.
 template <int R, int V>
-PACELINE_INLINE void Values(AttentionWork& work, int query, const KeyGroup* groups, int64_t begin,
-                            int64_t end, int32_t head_dim, int64_t d, const float* correction) {
+PACELINE_INLINE void Values(AttentionWork& work, int query, const KeyGroup* groups,
+                            const KeyGroup* next, int64_t begin, int64_t end, int32_t head_dim,
+                            int64_t d, const float* correction) {
   const int64_t last = Min(kLanes, head_dim - d - (V - 1) * kLanes);
   F32 acc[R][V];
   for (int r = 0; r < R; ++r) {
@@ -109,6 +114,13 @@ PACELINE_INLINE void Values(AttentionWork& work, int query, const KeyGroup* grou
   }
   for (int64_t j = begin; j < end; ++j) {
     const Bf16* row = groups[j / kLanes].v + j % kLanes * head_dim + d;
+    if (next != nullptr) {  // 1/16 of a group's keys
+      const KeyGroup& group = next[j / kLanes];
+      const int64_t lines = (head_dim / 2 + kLanes - 1) / kLanes;
+      for (int64_t i = 0; i < lines; ++i) {
+        Prefetch(group.k + (j % kLanes * lines + i) * group.k_stride);
+      }
+    }
     F32 value[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) {
@@ -126,18 +138,19 @@ PACELINE_INLINE void Values(AttentionWork& work, int query, const KeyGroup* grou
   }
 }
 
-// R queries that see the same keys [begin, end) of a tile.
+// R queries that see the same keys [begin, end) of a tile. `prefetch`: these keys' values and the
+// keys of `next` (if any) are likely in memory only.
 template <int R>
-void RunTile(AttentionWork& work, int query, const KeyGroup* groups, int64_t begin, int64_t end,
-             int32_t head_dim, float scale) {
+void RunTile(AttentionWork& work, int query, const KeyGroup* groups, bool prefetch,
+             const KeyGroup* next, int64_t begin, int64_t end, int32_t head_dim, float scale) {
   const int used = static_cast<int>((end + kLanes - 1) / kLanes);
   int g = static_cast<int>(begin / kLanes);
   while (g < used) {
     if (g + kScoreVectors <= used) {
-      Scores<R, kScoreVectors>(work, query, groups + g, g, head_dim, scale);
+      Scores<R, kScoreVectors>(work, query, groups + g, g, prefetch, head_dim, scale);
       g += kScoreVectors;
     } else {
-      Scores<R, 1>(work, query, groups + g, g, head_dim, scale);
+      Scores<R, 1>(work, query, groups + g, g, prefetch, head_dim, scale);
       ++g;
     }
   }
@@ -145,16 +158,19 @@ void RunTile(AttentionWork& work, int query, const KeyGroup* groups, int64_t beg
   for (int r = 0; r < R; ++r) correction[r] = SoftmaxTile(work, query + r, begin, end);
   int64_t d = 0;
   for (; d + kValueVectors * kLanes <= head_dim; d += kValueVectors * kLanes) {
-    Values<R, kValueVectors>(work, query, groups, begin, end, head_dim, d, correction);
+    Values<R, kValueVectors>(work, query, groups, d == 0 ? next : nullptr, begin, end, head_dim, d,
+                             correction);
   }
   for (; d < head_dim; d += kLanes) {
-    Values<R, 1>(work, query, groups, begin, end, head_dim, d, correction);
+    Values<R, 1>(work, query, groups, d == 0 ? next : nullptr, begin, end, head_dim, d, correction);
   }
 }
 
 PACELINE_INLINE void RunQueries(AttentionWork& work, int query, int count, const KeyGroup* groups,
-                                int64_t begin, int64_t end, int32_t head_dim, float scale) {
-  using Fn = void (*)(AttentionWork&, int, const KeyGroup*, int64_t, int64_t, int32_t, float);
+                                bool prefetch, const KeyGroup* next, int64_t begin, int64_t end,
+                                int32_t head_dim, float scale) {
+  using Fn = void (*)(AttentionWork&, int, const KeyGroup*, bool, const KeyGroup*, int64_t, int64_t,
+                      int32_t, float);
 #if PACELINE_ISA == 2
   static constexpr Fn kFns[] = {nullptr,    RunTile<1>, RunTile<2>, RunTile<3>,
                                 RunTile<4>, RunTile<5>, RunTile<6>};
@@ -163,7 +179,9 @@ PACELINE_INLINE void RunQueries(AttentionWork& work, int query, int count, const
 #endif
   while (count > 0) {
     const int run = static_cast<int>(Min(count, kRunQueries));
-    kFns[run](work, query, groups, begin, end, head_dim, scale);
+    kFns[run](work, query, groups, prefetch, next, begin, end, head_dim, scale);
+    prefetch = false;
+    next = nullptr;
     query += run;
     count -= run;
   }
@@ -306,11 +324,19 @@ PACELINE_INLINE void AttendTile(const AttentionTask& t, const VisibleKeys& keys,
   const bool shared = t.span->parents == nullptr || tile + kAttentionTile <= t.span->context_len;
   const int rows = t.row_end - t.row_begin;
   KeyGroup groups[kGroups];
+  KeyGroup next_groups[kGroups];
+  const KeyGroup* ahead = nullptr;
   if (shared) {
     int64_t most = 0;
     for (int r = 0; r < rows; ++r) most = Max(most, visible[r]);
     keys.Direct(tile, Min(kAttentionTile, most - tile), groups);
+    const int64_t next_tile = tile + kAttentionTile;
+    if (next_tile + kAttentionTile <= t.span->context_len) {
+      keys.Direct(next_tile, kAttentionTile, next_groups);
+      ahead = next_groups;
+    }
   }
+  bool prefetch = shared;
   for (int r = 0; r < rows;) {
     const int64_t end = Min(kAttentionTile, visible[r] - tile);
     const int64_t begin = p.window > 0 ? Max(0, visible[r] - p.window - tile) : 0;
@@ -328,7 +354,10 @@ PACELINE_INLINE void AttendTile(const AttentionTask& t, const VisibleKeys& keys,
     } else {
       keys.Gather(t.row_begin + r, visible[r], tile, end, work, groups);
     }
-    RunQueries(work, r * heads, (next - r) * heads, groups, begin, end, p.kv.head_dim, p.scale);
+    RunQueries(work, r * heads, (next - r) * heads, groups, prefetch, ahead, begin, end,
+               p.kv.head_dim, p.scale);
+    prefetch = false;
+    ahead = nullptr;
     r = next;
   }
 }

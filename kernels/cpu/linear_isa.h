@@ -16,12 +16,16 @@ inline constexpr int kNarrowRows = 12;  // x 2 vectors
 inline constexpr int kWideRows = 1;
 inline constexpr int kNarrowRows = 2;
 #endif
-inline constexpr int64_t kPrefetchPairs = 16;  // ahead within a panel, while M is small
+// How far weights are prefetched ahead, by the first block of rows that walks a panel: 8 KB, since
+// the hardware's streams end with each page.
+inline constexpr int64_t kPrefetchPairs = 64;
 
-// Weights of vector i of a tile start at w[i]; the next pair of k lies 64 elements on.
+// Weights of vector i of a tile start at w[i]; the next pair of k lies 64 elements on. `skip`:
+// elements from the end of a panel of this tile to where the next tile's begins; negative: no
+// prefetch.
 template <int R, int V>
 PACELINE_INLINE void Accumulate(const Bf16* const (&w)[V], const Bf16* x, int64_t x_stride,
-                                int64_t k, F32 (&acc)[R][V]) {
+                                int64_t k, int64_t skip, F32 (&acc)[R][V]) {
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) acc[r][v] = Set(0.0f);
   }
@@ -31,9 +35,11 @@ PACELINE_INLINE void Accumulate(const Bf16* const (&w)[V], const Bf16* x, int64_
     PairVec wv[V];
 #pragma GCC unroll 8
     for (int v = 0; v < V; ++v) wv[v] = LoadPairs(w[v] + p * kStep);
-    if (R <= 4) {
+    if (skip >= 0) {
+      const int64_t ahead = p + kPrefetchPairs;
+      const int64_t offset = ahead * kStep + (ahead >= pairs ? skip : 0);
 #pragma GCC unroll 8
-      for (int v = 0; v < V; ++v) Prefetch(w[v] + (p + kPrefetchPairs) * kStep);
+      for (int v = 0; v < V; ++v) Prefetch(w[v] + offset);
     }
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) {
@@ -73,7 +79,8 @@ void LinearTile(const LinearTask& t, int64_t row, int64_t vector) {
     w[v] = t.weights + (vector + v) / 2 * panel_elements + (vector + v) % 2 * 2 * kLanes;
   }
   F32 acc[R][V];
-  Accumulate<R, V>(w, t.x + row * t.x_stride, t.x_stride, t.k, acc);
+  Accumulate<R, V>(w, t.x + row * t.x_stride, t.x_stride, t.k,
+                   row == t.row_begin ? Max(V / 2 - 1, 0) * panel_elements : -1, acc);
   for (int r = 0; r < R; ++r) {
     for (int v = 0; v < V; ++v) StoreColumns(t, row + r, (vector + v) * kLanes, acc[r][v]);
   }
@@ -89,7 +96,8 @@ void SwiGluTile(const LinearTask& t, int64_t row, int64_t vector) {
     w[G + g] = w[g] + panel_elements;
   }
   F32 acc[R][2 * G];
-  Accumulate<R, 2 * G>(w, t.x + row * t.x_stride, t.x_stride, t.k, acc);
+  Accumulate<R, 2 * G>(w, t.x + row * t.x_stride, t.x_stride, t.k,
+                       row == t.row_begin ? panel_elements : -1, acc);
   for (int r = 0; r < R; ++r) {
     for (int g = 0; g < G; ++g) {
       const int64_t column = (vector + g) * kLanes;
