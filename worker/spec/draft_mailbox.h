@@ -4,6 +4,7 @@
 // thread go on. No lock is held longer than it takes to copy one proposal.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -77,6 +78,7 @@ class DraftMailbox {
 
   Slot* Find(const DraftSessionId& id, DraftLinkId link, uint64_t incarnation);
   std::optional<DraftDrop> Check(const Slot& slot, const DraftProposal& proposal) const;
+  void Keep(Slot* slot, DraftProposal proposal);
   bool TokensFit(std::span<const TokenId> tokens) const;
   void Count(DraftDrop reason) { ++drops_[static_cast<size_t>(reason)]; }
 

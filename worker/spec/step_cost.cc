@@ -1,0 +1,108 @@
+#include "worker/spec/step_cost.h"
+
+#include <algorithm>
+#include <bit>
+#include <cmath>
+
+namespace paceline {
+namespace {
+
+constexpr double kRate = 0.05;       // of a bucket's average
+constexpr double kDriftRate = 0.02;  // of the common level
+constexpr double kHuber = 3;         // deviations beyond which a measurement counts as that many
+constexpr double kLeastSlope = 1.0 / 256;  // share of a step's time per row where nothing is known
+
+}  // namespace
+
+// Exact up to 8 rows, then four buckets per octave.
+int StepCost::Bucket(int32_t rows) {
+  if (rows <= 8) return std::max(rows, 1) - 1;
+  const int octave = std::bit_width(static_cast<uint32_t>(rows)) - 1;
+  const int quarter = ((rows - (1 << octave)) * 4) >> octave;
+  return std::min(8 + (octave - 3) * 4 + quarter, kBuckets - 1);
+}
+
+double StepCost::Rows(int bucket) {
+  if (bucket < 8) return bucket + 1;
+  const int octave = 3 + (bucket - 8) / 4;
+  return (1 << octave) * (1 + ((bucket - 8) % 4 + 0.5) / 4);
+}
+
+void StepCost::Observe(int32_t rows, double seconds) {
+  if (!(seconds > 0) || rows < 1) return;
+  ++steps_;
+  const int b = Bucket(rows);
+  const double predicted = Seconds(rows);
+  if (predicted > 0 && counts_[b] > 0) {
+    level_ *= std::pow(std::clamp(seconds / predicted, 0.5, 2.0), kDriftRate);
+  }
+  const double value = seconds / level_;
+  counts_[b] = std::min(counts_[b] + 1, static_cast<int32_t>(1 / kRate));
+  if (counts_[b] == 1) {
+    mean_[b] = value;
+    deviation_[b] = value / 4;
+  } else {
+    const double limit = kHuber * deviation_[b];
+    const double error = std::clamp(value - mean_[b], -limit, limit);
+    mean_[b] += error / counts_[b];
+    deviation_[b] += (std::abs(error) - deviation_[b]) / counts_[b];
+    deviation_[b] = std::max(deviation_[b], mean_[b] / 100);
+  }
+  seen_[b] = steps_;
+  dirty_ = true;
+}
+
+// Pool adjacent violators: the closest sequence that never falls.
+void StepCost::Smooth() const {
+  std::array<double, kBuckets> weight{};
+  std::array<int, kBuckets> members{};
+  int pools = 0;
+  num_points_ = 0;
+  std::array<double, kBuckets> value{};
+  for (int b = 0; b < kBuckets; ++b) {
+    if (counts_[b] == 0) continue;
+    rows_[num_points_++] = Rows(b);
+    value[pools] = mean_[b];
+    weight[pools] = counts_[b];
+    members[pools++] = 1;
+    while (pools > 1 && value[pools - 2] > value[pools - 1]) {
+      const double total = weight[pools - 2] + weight[pools - 1];
+      value[pools - 2] =
+          (value[pools - 2] * weight[pools - 2] + value[pools - 1] * weight[pools - 1]) / total;
+      weight[pools - 2] = total;
+      members[pools - 2] += members[pools - 1];
+      --pools;
+    }
+  }
+  int point = 0;
+  for (int p = 0; p < pools; ++p) {
+    for (int m = 0; m < members[p]; ++m) smooth_[point++] = value[p];
+  }
+  dirty_ = false;
+}
+
+double StepCost::Seconds(int32_t rows) const {
+  if (dirty_) Smooth();
+  if (num_points_ == 0) return 0;
+  const auto begin = rows_.begin();
+  const int next = static_cast<int>(std::lower_bound(begin, begin + num_points_, rows) - begin);
+  if (next == 0) return smooth_[0] * level_;
+  if (next < num_points_) {
+    const double share = (rows - rows_[next - 1]) / (rows_[next] - rows_[next - 1]);
+    return (smooth_[next - 1] + share * (smooth_[next] - smooth_[next - 1])) * level_;
+  }
+  const double last = smooth_[num_points_ - 1];
+  double slope = last * kLeastSlope;
+  if (num_points_ > 1) {
+    const int before = num_points_ - 2;
+    slope = std::max(slope, (last - smooth_[before]) / (rows_[before + 1] - rows_[before]));
+  }
+  return (last + slope * (rows - rows_[num_points_ - 1])) * level_;
+}
+
+uint64_t StepCost::Age(int32_t rows) const {
+  const int b = Bucket(rows);
+  return counts_[b] == 0 ? uint64_t{1} << 62 : steps_ - seen_[b];
+}
+
+}  // namespace paceline
