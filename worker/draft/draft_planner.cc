@@ -52,7 +52,7 @@ DraftPlanner::Work DraftPlanner::TrunkWork(const DraftSession& s) const {
     if (missing > 0) {
       return WorkUpTo(trunk, trunk.start - 1 + trunk.num_candidates(), missing, false);
     }
-  } else if (static_cast<int32_t>(trunk.drafts.size()) < ChainGoal(s) && !trunk.ended &&
+  } else if (static_cast<int32_t>(trunk.drafts.size()) < s.want_len && !trunk.ended &&
              trunk.len() < s.limit) {
     return WorkUpTo(trunk, trunk.len() - 1, 1, true);
   }

@@ -113,12 +113,19 @@ void FollowFlight(DraftSession* s, DraftPool* pool) {
   if (trunk->slot_len > trunk->start + agreed) trunk->slot_len = 0;
 }
 
+// Drafts that reach over what is verified help the next step, however few; without a verify in
+// flight the target may be waiting for all that it asked for.
+bool ChainIsUseful(const DraftSession& s, int32_t count) {
+  const DraftPath& trunk = *s.trunk;
+  if (count >= s.want_len || trunk.ended || trunk.len() >= s.limit) return true;
+  return !s.in_flight.empty() && count >= static_cast<int32_t>(s.in_flight.size()) + 2;
+}
+
 std::optional<DraftProposal> MakeChain(DraftSession* s, bool at_commit) {
-  const DraftPath& trunk = *s->trunk;
-  const int32_t count = std::min(static_cast<int32_t>(trunk.drafts.size()), ChainGoal(*s));
-  const auto drafts = std::span(trunk.drafts).first(count);
-  const bool done = trunk.ended || trunk.len() >= s->limit;
-  if (count <= s->sent || (count < s->want_len && !done && !at_commit)) return std::nullopt;
+  const auto available = static_cast<int32_t>(s->trunk->drafts.size());
+  const auto drafts = std::span(s->trunk->drafts).first(std::min(available, s->want_len));
+  const auto count = static_cast<int32_t>(drafts.size());
+  if (count <= s->sent || (!at_commit && !ChainIsUseful(*s, count))) return std::nullopt;
   if (SharedPrefix(drafts, s->in_flight) == count) return std::nullopt;  // all of it is verified
   s->sent = count;
   DraftProposal proposal;
@@ -145,11 +152,6 @@ std::optional<DraftProposal> MakeBranches(DraftSession* s) {
 
 bool IsStop(const DraftSession& s, TokenId token) {
   return std::ranges::find(s.stop_ids, token) != s.stop_ids.end();
-}
-
-int32_t ChainGoal(const DraftSession& s) {
-  if (s.want_len == 0) return 0;
-  return s.want_len + static_cast<int32_t>(s.in_flight.size()) + 1;
 }
 
 int32_t OutcomePositions(const DraftSession& s) {

@@ -83,9 +83,6 @@ void DropBranches(DraftSession* session, DraftPool* pool);
 // Gives back all KV and slots. What is known stays, and can be computed again.
 void ReleasePaths(DraftSession* session, DraftPool* pool);
 
-// Drafts that the trunk of a chain should hold: as many as wanted behind what the step in flight
-// can yield.
-int32_t ChainGoal(const DraftSession& session);
 // Positions behind the base whose outcomes are sought: those of the drafts in flight that can be
 // reached, and the one behind them. 0 = none.
 int32_t OutcomePositions(const DraftSession& session);

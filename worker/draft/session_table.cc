@@ -82,10 +82,13 @@ bool SessionTable::Refuses(TargetId target, const DraftOpen& open) {
     Nack(target, open.id, DraftNackReason::kInvalid);
     return true;
   }
-  const bool fits = size < info_.max_context && size < int64_t{info_.num_blocks} * info_.block_size;
-  const bool is_new = !sessions_.contains({target, open.id.session});
-  if (fits && (!is_new || (size_t(options_.max_sessions) > sessions_.size() &&
-                           NumSessions(target) < options_.max_sessions_per_target))) {
+  if (size >= info_.max_context || size >= int64_t{info_.num_blocks} * info_.block_size) {
+    Nack(target, open.id, DraftNackReason::kEvicted);  // no place for it, now or later
+    return true;
+  }
+  if (sessions_.contains({target, open.id.session}) ||
+      (size_t(options_.max_sessions) > sessions_.size() &&
+       NumSessions(target) < options_.max_sessions_per_target)) {
     return false;
   }
   Nack(target, open.id, DraftNackReason::kOverloaded);
@@ -136,8 +139,10 @@ void SessionTable::Reset(DraftSession* s, DraftOpen open) {
     ReleasePaths(s, pool_);
   }
   const auto size = static_cast<int32_t>(open.tokens.size());
+  std::vector<TokenId> known = std::move(s->tokens);
+  known.insert(known.end(), trunk->drafts.begin(), trunk->drafts.end());
   const auto same =
-      static_cast<int32_t>(std::ranges::mismatch(open.tokens, s->tokens).in1 - open.tokens.begin());
+      static_cast<int32_t>(std::ranges::mismatch(open.tokens, known).in1 - open.tokens.begin());
   trunk->drafts.clear();
   trunk->candidates.clear();
   trunk->ended = false;
