@@ -101,7 +101,7 @@ void DraftPlanner::ListDemands() {
     demand.drafts += static_cast<int32_t>(s->outcomes.size());
     for (const OutcomeBranch& branch : s->branches) demand.drafts += BranchWork(*s, branch).rows();
     demand.catch_up = std::min(demand.catch_up, options_.prefill_chunk);
-    if (demand.drafts + demand.catch_up == 0) {
+    if (s->blocked || demand.drafts + demand.catch_up == 0) {
       s->active = false;
       return true;
     }
@@ -119,6 +119,7 @@ void DraftPlanner::ListDemands() {
 const StepPlan& DraftPlanner::Plan() {
   plan_ = StepPlan{};
   plan_.step = next_step_;
+  ++turn_;
   parts_.clear();
   sessions_.clear();
   ListDemands();
@@ -139,7 +140,7 @@ const StepPlan& DraftPlanner::Plan() {
   }
   const std::vector<int32_t> shares = FairShares(wanted, options_.max_batch_rows);
   // Nobody is always the last to take slots and blocks.
-  const size_t first = targets.empty() ? 0 : next_step_ % targets.size();
+  const size_t first = targets.empty() ? 0 : turn_ % targets.size();
   for (size_t i = 0; i < targets.size(); ++i) {
     const size_t t = (first + i) % targets.size();
     PlanTarget(targets[t], shares[t]);
@@ -227,8 +228,8 @@ int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Wor
     work.end = work.begin + rows;
     work.sampled = std::max(0, work.end - first_sampled);
   }
-  // The slot first: copies that Reserve asks for must be of use.
-  if (!pool_->TakeSlot(path, plan_.step) || !ReserveKv(s, path, work.rows())) return 0;
+  if (!FindRoom(s, *path, work.rows()) || !pool_->TakeSlot(path, turn_)) return 0;
+  pool_->Reserve(path, work.rows(), &plan_.copies);
   AddSpan(s, branch, work);
   return work.rows();
 }
@@ -239,10 +240,13 @@ void DraftPlanner::StartPath(DraftSession* s, DraftPath* path) {
   table_->HoldsKv(s);
 }
 
-bool DraftPlanner::ReserveKv(DraftSession* s, DraftPath* path, int32_t rows) {
-  s->planned_step = plan_.step;  // its own KV stays
-  while (!pool_->Reserve(path, rows, &plan_.copies)) {
-    if (!table_->EvictFor(*s, plan_.step)) return false;
+// Evicts until the path's next rows have blocks. Where that is not enough the session rests until
+// its target is heard again: to try on would evict the same others over and over.
+bool DraftPlanner::FindRoom(DraftSession* s, const DraftPath& path, int32_t rows) {
+  while (pool_->BlocksNeeded(path, rows) > pool_->blocks().num_available()) {
+    if (table_->EvictFor(*s, turn_)) continue;
+    s->blocked = true;
+    return false;
   }
   return true;
 }
@@ -284,6 +288,7 @@ void DraftPlanner::AddSpan(DraftSession* s, const OutcomeBranch* branch, const W
                                  .slot = path->slot,
                                  .num_candidates = s->enumerates() ? num_candidates_ : 0});
   }
+  s->planned = turn_;
   if (parts_.empty() || parts_.back().session != s) sessions_.push_back(s);
   parts_.push_back({.session = s, .path = path, .work = work});
 }

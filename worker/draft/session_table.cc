@@ -63,6 +63,7 @@ void SessionTable::Hear(DraftSession* s, TimePoint now) {
                       : s->interval + Seconds(kIntervalWeight * ToSeconds(gap - s->interval));
   }
   s->heard_at = now;
+  s->blocked = false;
   s->deadline = now + s->interval;
 }
 
@@ -284,10 +285,10 @@ void SessionTable::Expire(TimePoint now) {
   }
 }
 
-bool SessionTable::EvictFor(const DraftSession& session, uint64_t step) {
+bool SessionTable::EvictFor(const DraftSession& session, uint64_t turn) {
   for (const auto& [heard, s] : holders_) {
     if (heard >= session.heard) return false;
-    if (s->planned_step == step) continue;
+    if (s->planned == turn) continue;
     ReleasePaths(s, pool_);
     ++counters_->evictions;
     holders_.erase({heard, s});

@@ -38,9 +38,9 @@ class SessionTable {
   std::vector<DraftSession*>& active() { return active_; }
   void Activate(DraftSession* session);
 
-  // Takes the KV of the session heard least recently, if that was before `session` and it is not in
-  // the plan being made. False when there is none.
-  bool EvictFor(const DraftSession& session, uint64_t step);
+  // Takes the KV of the session heard least recently, if that was before `session` and the
+  // planner's turn has not given it rows. False when there is none.
+  bool EvictFor(const DraftSession& session, uint64_t turn);
   // The session's trunk has got its first blocks.
   void HoldsKv(DraftSession* session) { holders_.insert({session->heard, session}); }
 
