@@ -72,6 +72,17 @@ double DraftController::SurvivalAt(const DraftRequest& request, int32_t position
   return found;
 }
 
+int32_t DraftController::CoverLen(const DraftRequest& request) const {
+  DraftRequest cover = request;
+  cover.ngram = true;
+  int32_t len = 0;
+  WalkSurvival(cover, [&](int32_t, double survival) {
+    if (survival < least_survival_) return false;
+    return ++len < request.planned;
+  });
+  return std::min(len, request.planned);
+}
+
 void DraftController::EndStep(const StepSummary& step) {
   if (step.rows <= 0) return;
   JudgeEngine(step);  // against what was known before this step
@@ -150,6 +161,7 @@ void DraftController::PlanByGoodput(std::span<DraftRequest* const> requests) {
       best = k;
     }
   }
+  least_survival_ = best > 0 ? slots[best - 1].first : 1;
   // A sequence's positions fall in survival, so the slots taken of it are its first ones.
   std::vector<int32_t> lengths(requests.size(), 0);
   for (size_t k = 0; k < best; ++k) ++lengths[slots[k].second];

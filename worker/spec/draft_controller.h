@@ -68,6 +68,10 @@ class DraftController {
   // Sets `planned` and `probe` of all requests that it may decide for, for the next step.
   void Plan(std::span<DraftRequest* const> requests);
 
+  // Drafts of the n-gram route that are worth a row where the remote one of this request is
+  // missing: they survive as well as the last draft that the newest plan took.
+  int32_t CoverLen(const DraftRequest& request) const;
+
   // P(the first i + 1 drafts are accepted).
   double SurvivalAt(const DraftRequest& request, int32_t i) const;
   bool engine_off() const { return off_ && trial_left_ == 0; }
@@ -87,7 +91,8 @@ class DraftController {
   DraftControllerOptions options_;
   std::array<std::array<Survival, 4>, 2> priors_;  // [remote, n-gram][temperature bucket]
   StepCost cost_;
-  int32_t plain_rows_ = 0;  // rows of the newest step that were no drafts
+  double least_survival_ = 0;  // that the newest plan took
+  int32_t plain_rows_ = 0;     // rows of the newest step that were no drafts
   double gain_ = 1;
   // The newest drafting steps, and the same steps as they would have been without drafts.
   double draft_tokens_ = 0, draft_seconds_ = 0;
