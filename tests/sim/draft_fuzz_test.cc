@@ -192,6 +192,96 @@ Outcome Expect(const Case& setup) {
   return run.Go();
 }
 
+// Every way to draft and to fail, at random.
+Case RandomCase(uint64_t seed) {
+  std::mt19937_64 rng(seed);
+  const auto chance = [&](double p) { return std::uniform_real_distribution<>(0, 1)(rng) < p; };
+  Case c = BaseCase(seed);
+  c.speculator.remote = static_cast<RemoteMode>(rng() % 3);
+  c.speculator.trees = chance(0.3);
+  c.speculator.tree_sequences = 64;
+  c.speculator.ngram = chance(0.8);
+  c.speculator.max_branches = 1 + static_cast<int32_t>(rng() % 24);
+  c.speculator.opens_per_step = 1 + static_cast<int32_t>(rng() % 8);
+  c.speculator.controller.first_probe = 8;
+  c.engine.launch_ahead = chance(0.5);
+  c.engine.max_drafts = 1 + static_cast<int32_t>(rng() % 16);
+  c.engine.prefix_cache = chance(0.7);
+  if (chance(0.4)) c.runner.num_blocks = 75;  // less than all want: preemptions
+  if (chance(0.3)) c.engine.max_batch_rows = 12;
+  if (chance(0.5)) c.runner.execute_at = HashRunnerOptions::ExecuteAt::kWait;
+  if (chance(0.4)) c.cancel = 0.02;
+  for (uint64_t n = rng() % 4; n > 0; --n) {
+    ScriptedDrafterOptions d = Good(c, chance(0.5) ? 0.9 : 0.3);
+    d.max_delay = static_cast<int32_t>(rng() % 5);
+    d.min_delay = d.max_delay > 0 ? static_cast<int32_t>(rng() % d.max_delay) : 0;
+    const double often = 0.3;
+    const double seldom = 0.03;
+    if (chance(0.2)) d.lose = often;
+    if (chance(0.2)) d.silent = often;
+    if (chance(0.1)) d.silent = 1;
+    if (chance(0.3)) d.duplicate = often;
+    if (chance(0.3)) d.garbage = seldom;
+    if (chance(0.3)) d.random = often;
+    if (chance(0.1)) d.random = 1;
+    if (chance(0.3)) d.evict = seldom;
+    if (chance(0.3)) d.forget = seldom;
+    if (chance(0.2)) d.refuse_send = often;
+    if (chance(0.3)) d.die = seldom;
+    if (chance(0.3)) d.recover = 0.1;
+    if (chance(0.3)) d.drain = seldom;
+    if (chance(0.2)) d.max_sessions = 3;
+    c.drafters.push_back(d);
+  }
+  return c;
+}
+
+TEST(DraftFuzzTest, NoDrafterChangesATokenOrStopsAStep) {
+  const int runs = 150;
+  SpecCounters sum;
+  for (int i = 0; i < runs && !HasFailure(); ++i) {
+    const uint64_t seed = Seed() + static_cast<uint64_t>(i);
+    SCOPED_TRACE("run " + std::to_string(i) + ", PACELINE_TEST_SEED=" + std::to_string(seed));
+    const SpecCounters n = Expect(RandomCase(seed)).counters;
+    EXPECT_LE(n.accepted, n.drafted);
+    uint64_t fallbacks = 0;
+    for (uint64_t f : n.fallbacks) fallbacks += f;
+    EXPECT_EQ(fallbacks, n.steps_none + n.steps_ngram);
+    EXPECT_GE(n.wanted_remote, n.steps_full + n.steps_partial);
+    EXPECT_LE(n.reopens, n.opens);
+    sum.accepted += n.accepted;
+    sum.steps_full += n.steps_full;
+    sum.steps_partial += n.steps_partial;
+    sum.steps_ngram += n.steps_ngram;
+    sum.outcome_hits += n.outcome_hits;
+    sum.reopens += n.reopens;
+    sum.moves += n.moves;
+    sum.quarantines += n.quarantines;
+    sum.nacks += n.nacks;
+    sum.proposals_late += n.proposals_late;
+    sum.proposals_stale += n.proposals_stale;
+    sum.sync_waits += n.sync_waits;
+    for (size_t r = 0; r < n.drops.size(); ++r) sum.drops[r] += n.drops[r];
+    for (size_t r = 0; r < n.fallbacks.size(); ++r) sum.fallbacks[r] += n.fallbacks[r];
+  }
+  // What the runs are there for has happened.
+  EXPECT_GT(sum.accepted, 0u);
+  EXPECT_GT(sum.steps_full, 0u);
+  EXPECT_GT(sum.steps_partial, 0u);
+  EXPECT_GT(sum.steps_ngram, 0u);
+  EXPECT_GT(sum.outcome_hits, 0u);
+  EXPECT_GT(sum.reopens, 0u);
+  EXPECT_GT(sum.moves, 0u);
+  EXPECT_GT(sum.quarantines, 0u);
+  EXPECT_GT(sum.nacks, 0u);
+  EXPECT_GT(sum.proposals_late, 0u);
+  EXPECT_GT(sum.proposals_stale, 0u);
+  EXPECT_GT(sum.sync_waits, 0u);
+  for (size_t r = 0; r < sum.fallbacks.size(); ++r) {
+    EXPECT_GT(sum.fallbacks[r], 0u) << "fallback reason " << r;
+  }
+}
+
 TEST(DraftFuzzTest, AGoodDrafterSavesSteps) {
   for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate, RemoteMode::kSync}) {
     for (bool ahead : {false, true}) {
