@@ -93,6 +93,8 @@ class DraftSpeculator::Impl {
   }
 
   void ReadMail(DraftedSequence* s, const SpecSequence& sequence);
+  SpecProposal ProposeBest(DraftedSequence* s, const SpecSequence& sequence, int32_t count,
+                           int32_t max_rows, bool ahead);
   SpecProposal ProposeRemote(DraftedSequence* s, const SpecSequence& sequence, int32_t count,
                              int32_t max_rows, bool ahead);
   SpecProposal ProposeNgram(DraftedSequence* s, const SpecSequence& sequence, int32_t count,
@@ -100,8 +102,8 @@ class DraftSpeculator::Impl {
   SpecProposal ProposeTree(DraftedSequence* s, const SpecSequence& sequence, int32_t count,
                            int32_t max_rows);
   std::span<const TokenId> InFlight(const DraftedSequence& s) const;
-  FallbackReason WhyNone(DraftedSequence* s) const;
-  int32_t CoverLen(DraftedSequence* s, int32_t count) const;
+  FallbackReason WhyNone(DraftedSequence& s) const;
+  int32_t CoverLen(const DraftedSequence& s, int32_t count) const;
   bool Index(DraftedSequence* s, std::span<const TokenId> tokens);
 
   void Tell(DraftedSequence* s, const SpecSequence& sequence, std::span<const TokenId> in_flight,
@@ -202,16 +204,10 @@ SpecProposal DraftSpeculator::Impl::Propose(const SpecSequence& sequence, int32_
   s->remote_wanted = Remote(*s) && count > 0;
   s->reason = Remote(*s) ? FallbackReason::kController : FallbackReason::kMode;
   SpecProposal proposal;
-  if (s->remote_wanted) {
-    proposal = ProposeRemote(s, sequence, count, max_drafts, ahead);
-    if (proposal.source == ProposalSource::kNoProposal) {
-      s->reason = WhyNone(s);
-      if (options_.ngram) {
-        proposal = ProposeNgram(s, sequence, CoverLen(s, count), ahead);
-      }
-    }
-  } else if (s->mode == DecodingMode::kNgram) {
+  if (s->mode == DecodingMode::kNgram) {
     proposal = ProposeNgram(s, sequence, count, ahead);
+  } else if (s->remote_wanted) {
+    proposal = ProposeBest(s, sequence, count, max_drafts, ahead);
   }
   s->planned.ahead = ahead;
   s->planned.source = proposal.source;
@@ -219,11 +215,28 @@ SpecProposal DraftSpeculator::Impl::Propose(const SpecSequence& sequence, int32_
   return proposal;
 }
 
+// The route that was planned for, or what the other one has.
+SpecProposal DraftSpeculator::Impl::ProposeBest(DraftedSequence* s, const SpecSequence& sequence,
+                                                int32_t count, int32_t max_rows, bool ahead) {
+  const bool ngram_first = options_.ngram && s->request.ngram;
+  SpecProposal proposal;
+  if (ngram_first) proposal = ProposeNgram(s, sequence, count, ahead);
+  if (proposal.source == ProposalSource::kNgram) {
+    s->reason = s->remote.shelf().empty() ? WhyNone(*s) : FallbackReason::kController;
+    return proposal;
+  }
+  proposal = ProposeRemote(s, sequence, ngram_first ? CoverLen(*s, count) : count, max_rows, ahead);
+  if (proposal.source != ProposalSource::kNoProposal) return proposal;
+  s->reason = WhyNone(*s);
+  if (!options_.ngram || ngram_first) return proposal;
+  return ProposeNgram(s, sequence, CoverLen(*s, count), ahead);
+}
+
 SpecProposal DraftSpeculator::Impl::ProposeRemote(DraftedSequence* s, const SpecSequence& sequence,
                                                   int32_t count, int32_t max_rows, bool ahead) {
   ProposalShelf& shelf = s->remote.shelf();
   SpecProposal proposal;
-  if (shelf.empty()) return proposal;
+  if (shelf.empty() || count <= 0) return proposal;
   const int32_t len = static_cast<int32_t>(sequence.tokens.size());
   int32_t longest = 0;
   if (ahead) {
@@ -303,17 +316,16 @@ bool DraftSpeculator::Impl::Index(DraftedSequence* s, std::span<const TokenId> t
   return s->ngram.tokens().size() == tokens.size();
 }
 
-// Drafts of the n-gram route that are worth a row where the remote draft is missing.
-int32_t DraftSpeculator::Impl::CoverLen(DraftedSequence* s, int32_t count) const {
-  if (s->mode != DecodingMode::kAuto) return count;
-  return std::min(count, controller_.CoverLen(s->request));
+int32_t DraftSpeculator::Impl::CoverLen(const DraftedSequence& s, int32_t count) const {
+  if (s.mode != DecodingMode::kAuto) return count;
+  return std::min(count, controller_.CoverLen(s.request));
 }
 
-FallbackReason DraftSpeculator::Impl::WhyNone(DraftedSequence* s) const {
+FallbackReason DraftSpeculator::Impl::WhyNone(DraftedSequence& s) const {
   if (!drafters_.AnyUp()) return FallbackReason::kNoLink;
-  if (s->remote.quarantined()) return FallbackReason::kQuarantined;
-  if (!s->remote.open()) return FallbackReason::kNotOpen;
-  const ProposalShelf& shelf = s->remote.shelf();
+  if (s.remote.quarantined()) return FallbackReason::kQuarantined;
+  if (!s.remote.open()) return FallbackReason::kNotOpen;
+  const ProposalShelf& shelf = s.remote.shelf();
   return shelf.newest_base() != kNone && shelf.newest_base() >= shelf.newest_told()
              ? FallbackReason::kMiss
              : FallbackReason::kLate;
@@ -514,7 +526,7 @@ void DraftSpeculator::Impl::PlanLengths(const SpecStepTiming& timing) {
   requests_.clear();
   for (DraftedSequence* s : sequences_) {
     if (s->mode != DecodingMode::kAuto) continue;
-    s->request.ngram = !s->remote.open() || s->remote.quarantined();
+    s->request.ngram = !s->remote.open() || controller_.PrefersNgram(s->request);
     requests_.push_back(&s->request);
   }
   controller_.Plan(requests_);

@@ -32,7 +32,6 @@ struct DraftedSequence {
   RemoteSession remote;
   NgramDrafter ngram;
   DraftRequest request;
-  uint64_t misses = 0;  // steps in which the n-gram draft might have stood in
 
   // The step being planned.
   DraftFlight planned;

@@ -120,7 +120,9 @@ void DrafterTable::Flush(uint64_t step, std::vector<uint64_t>* lost) {
   for (Drafter& drafter : drafters_) {
     if (drafter.frame.empty()) continue;
     TargetFrame frame = std::exchange(drafter.frame, {});
-    std::vector<uint64_t> sessions;
+    drafter.frame.commits.reserve(frame.commits.size());  // the next is much like this one
+    std::vector<uint64_t>& sessions = flushing_;
+    sessions.clear();
     for (const DraftOpen& open : frame.opens) sessions.push_back(open.id.session);
     for (const DraftCommit& commit : frame.commits) sessions.push_back(commit.id.session);
     std::vector<DraftClose> closes = frame.closes;

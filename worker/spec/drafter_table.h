@@ -74,6 +74,7 @@ class DrafterTable {
   std::atomic<bool> changed_ = false;
 
   std::vector<Drafter> drafters_;
+  std::vector<uint64_t> flushing_;  // sessions of the frame being sent
 };
 
 // How many sessions more than its even share a drafter takes before others are preferred.

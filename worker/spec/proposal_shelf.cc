@@ -17,18 +17,17 @@ size_t TotalTokens(const DraftProposal& proposal) {
 }  // namespace
 
 void ProposalShelf::Clear() {
-  told_.clear();
+  num_told_ = 0;
   proposals_.clear();
   newest_base_ = kNone;
 }
 
 void ProposalShelf::Told(int32_t base_len, std::span<const TokenId> in_flight) {
-  if (told_.empty() || told_.back().base_len < base_len) {
-    if (told_.size() >= kMaxTold) told_.erase(told_.begin());
-    told_.push_back({.base_len = base_len});
-  }
-  if (told_.back().base_len != base_len) return;
-  told_.back().in_flight.assign(in_flight.begin(), in_flight.end());
+  if (base_len < newest_told()) return;
+  if (base_len > newest_told()) ++num_told_;
+  Base& newest = told_[(num_told_ - 1) % kMaxTold];
+  newest.base_len = base_len;
+  newest.in_flight.assign(in_flight.begin(), in_flight.end());
 }
 
 // Length of a branch as a chain behind its base.
@@ -49,8 +48,9 @@ void ProposalShelf::Erase(size_t index) {
 }
 
 void ProposalShelf::Add(DraftProposal proposal) {
-  const auto told = std::ranges::lower_bound(told_, proposal.base_len, {}, &Base::base_len);
-  if (told == told_.end() || told->base_len != proposal.base_len) {
+  const auto known = std::span(told_).first(std::min(num_told_, kMaxTold));
+  const auto told = std::ranges::find(known, proposal.base_len, &Base::base_len);
+  if (told == known.end()) {
     ++stale_;
     return;
   }

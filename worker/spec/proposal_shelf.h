@@ -4,6 +4,7 @@
 // tokens equal what was committed since. Engine thread only.
 #pragma once
 
+#include <array>
 #include <cstdint>
 #include <span>
 #include <vector>
@@ -16,7 +17,7 @@ namespace paceline {
 class ProposalShelf {
  public:
   static constexpr size_t kMaxProposals = 4;
-  static constexpr size_t kMaxTold = 32;
+  static constexpr size_t kMaxTold = 8;  // older bases are of no use any more
 
   void Clear();
 
@@ -46,7 +47,7 @@ class ProposalShelf {
   bool empty() const { return proposals_.empty(); }
   // The newest base for which anything has come; kNone if nothing has.
   int32_t newest_base() const { return newest_base_; }
-  int32_t newest_told() const { return told_.empty() ? kNone : told_.back().base_len; }
+  int32_t newest_told() const { return num_told_ == 0 ? kNone : Newest().base_len; }
 
  private:
   struct Base {
@@ -65,13 +66,15 @@ class ProposalShelf {
     int32_t left = 0;  // tokens behind the sequence
   };
 
+  const Base& Newest() const { return told_[(num_told_ - 1) % kMaxTold]; }
   static int32_t Size(const Shelved& shelved, const DraftBranch& branch);
   static TokenId At(const Shelved& shelved, const DraftBranch& branch, int32_t i);
   std::vector<TokenId> Copy(const Chain& chain, int32_t len, int32_t count) const;
   void Gather(int32_t len, std::vector<Chain>* chains);
   void Erase(size_t index);
 
-  std::vector<Base> told_;  // by rising length
+  std::array<Base, kMaxTold> told_;  // a ring, by rising length
+  size_t num_told_ = 0;              // since Clear
   std::vector<Shelved> proposals_;
   int32_t newest_base_ = kNone;
   int32_t stale_ = 0;  // not yet reported
