@@ -17,7 +17,8 @@ SpecSequence SpecOf(const Sequence& s) {
                       .sample = s.sample,
                       .mode = request.request.decoding,
                       .sampling = request.sampling.get(),
-                      .priority = s.priority};
+                      .priority = s.priority,
+                      .cache_salt = request.request.cache_salt};
 }
 
 // Leading tokens that are ids of the model, at most `limit`: a proposal is not trusted.
@@ -74,6 +75,10 @@ SpecProposal Scheduler::ProposeDrafts(Sequence* s, int32_t max_drafts) {
     CutDrafts(&proposal, max_drafts, info_.vocab_size);
   }
   return proposal;
+}
+
+bool Scheduler::WaitsForDraft(const Sequence& s) const {
+  return s.drafting && !s.in_flight() && speculator_->WantsToWait(SpecOf(s));
 }
 
 void Scheduler::TakeSlot(Sequence* s) {
@@ -232,6 +237,7 @@ void Scheduler::Launched(TimePoint now) {
   for (const Part& part : flight.parts) {
     if (!part.prefill && part.sequence->drafting) TellInFlight(part);
   }
+  speculator_->EndLaunch();
   flights_.push_back(std::move(plan_flight_));
   plan_flight_ = Flight{};
   if (!spare_flights_.empty()) {
