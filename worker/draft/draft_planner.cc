@@ -183,7 +183,9 @@ int32_t DraftPlanner::BeginBranches(DraftSession* s, int32_t rows) {
   int32_t used = 0;
   std::erase_if(s->outcomes, [&](const Outcome& outcome) {
     const DraftPath& trunk = *s->trunk;
-    if (outcome.accepted >= trunk.num_candidates() || used >= rows) return false;
+    if (outcome.accepted >= trunk.num_candidates() || used >= rows || s->blocked) {
+      return false;
+    }
     const auto& candidates = trunk.candidates[outcome.accepted];
     if (outcome.rank >= static_cast<int32_t>(candidates.size())) return true;
     const TokenId next = candidates[outcome.rank];
@@ -215,7 +217,7 @@ int32_t DraftPlanner::BeginBranches(DraftSession* s, int32_t rows) {
 // At most `rows` rows of the work; returns how many were planned.
 int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Work work,
                                int32_t rows) {
-  if (work.rows() <= 0 || rows <= 0) return 0;
+  if (work.rows() <= 0 || rows <= 0 || s->blocked) return 0;
   DraftPath* path = branch == nullptr ? s->trunk.get() : branch->path.get();
   const int32_t first_sampled = work.end - work.sampled;
   if (path->kv_len == 0 && path->table.blocks.empty()) {
@@ -228,7 +230,8 @@ int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Wor
     work.end = work.begin + rows;
     work.sampled = std::max(0, work.end - first_sampled);
   }
-  if (!FindRoom(s, *path, work.rows()) || !pool_->TakeSlot(path, turn_)) return 0;
+  const int32_t blocks = pool_->BlocksNeeded(*path, work.rows());
+  if (!table_->MakeRoom(s, blocks, turn_) || !pool_->TakeSlot(path, turn_)) return 0;
   pool_->Reserve(path, work.rows(), &plan_.copies);
   AddSpan(s, branch, work);
   return work.rows();
@@ -238,17 +241,6 @@ int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Wor
 void DraftPlanner::StartPath(DraftSession* s, DraftPath* path) {
   path->kv_len = pool_->blocks().MatchPrefix(s->tokens, s->salt, &path->table);
   table_->HoldsKv(s);
-}
-
-// Evicts until the path's next rows have blocks. Where that is not enough the session rests until
-// its target is heard again: to try on would evict the same others over and over.
-bool DraftPlanner::FindRoom(DraftSession* s, const DraftPath& path, int32_t rows) {
-  while (pool_->BlocksNeeded(path, rows) > pool_->blocks().num_available()) {
-    if (table_->EvictFor(*s, turn_)) continue;
-    s->blocked = true;
-    return false;
-  }
-  return true;
 }
 
 void DraftPlanner::AddSpan(DraftSession* s, const OutcomeBranch* branch, const Work& work) {

@@ -58,7 +58,6 @@ class DraftPlanner {
   void ChooseOutcomes(DraftSession* s);
   int32_t BeginBranches(DraftSession* s, int32_t rows);
   void StartPath(DraftSession* s, DraftPath* path);
-  bool FindRoom(DraftSession* s, const DraftPath& path, int32_t rows);
   void AddSpan(DraftSession* s, const OutcomeBranch* branch, const Work& work);
 
   void DigestPart(const Part& part, const SlotResult& result);
