@@ -16,6 +16,8 @@ SpecSequence SpecOf(const Sequence& s) {
                       .max_len = s.max_len,
                       .sample = s.sample,
                       .mode = request.request.decoding,
+                      .strategy = request.request.draft_strategy,
+                      .draft_len = request.request.draft_len,
                       .sampling = request.sampling.get(),
                       .priority = s.priority};
 }
