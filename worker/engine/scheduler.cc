@@ -307,10 +307,15 @@ void Scheduler::ChooseDecodes() {
   decodes_.clear();
   const Sequence* first_waiting = FirstWaiting();
   bool prompts = first_waiting != nullptr && first_waiting != blocked_;
+  waits_for_drafts_ = false;
   for (Sequence* s : running_) {
     if (!s->decodes()) {
       prompts = true;
-    } else if (!s->surely_ends() && !s->pending_fork) {
+    } else if (s->surely_ends() || s->pending_fork) {
+      continue;
+    } else if (WaitsForDraft(*s)) {
+      waits_for_drafts_ = true;
+    } else {
       decodes_.push_back(s);
     }
   }

@@ -19,7 +19,8 @@ SpecSequence SpecOf(const Sequence& s) {
                       .strategy = request.request.draft_strategy,
                       .draft_len = request.request.draft_len,
                       .sampling = request.sampling.get(),
-                      .priority = s.priority};
+                      .priority = s.priority,
+                      .cache_salt = request.request.cache_salt};
 }
 
 // Leading tokens that are ids of the model, at most `limit`: a proposal is not trusted.
@@ -76,6 +77,10 @@ SpecProposal Scheduler::ProposeDrafts(Sequence* s, int32_t max_drafts) {
     CutDrafts(&proposal, max_drafts, info_.vocab_size);
   }
   return proposal;
+}
+
+bool Scheduler::WaitsForDraft(const Sequence& s) const {
+  return s.drafting && !s.in_flight() && speculator_->WantsToWait(SpecOf(s));
 }
 
 void Scheduler::TakeSlot(Sequence* s) {
@@ -234,6 +239,7 @@ void Scheduler::Launched(TimePoint now) {
   for (const Part& part : flight.parts) {
     if (!part.prefill && part.sequence->drafting) TellInFlight(part);
   }
+  speculator_->EndLaunch();
   flights_.push_back(std::move(plan_flight_));
   plan_flight_ = Flight{};
   if (!spare_flights_.empty()) {

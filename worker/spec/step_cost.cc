@@ -7,10 +7,10 @@
 namespace paceline {
 namespace {
 
-constexpr double kRate = 0.05;       // of a bucket's average
-constexpr double kDriftRate = 0.02;  // of the common level
-constexpr double kHuber = 3;         // deviations beyond which a measurement counts as that many
-constexpr double kLeastSlope = 1.0 / 256;  // share of a step's time per row where nothing is known
+constexpr double kRate = 0.05;         // of a bucket's average
+constexpr double kDriftRate = 0.02;    // of the common level
+constexpr double kHuber = 3;           // deviations beyond which a measurement counts as that many
+constexpr uint64_t kForgotten = 4096;  // steps after which the greatest buckets are measured anew
 
 }  // namespace
 
@@ -59,8 +59,12 @@ void StepCost::Smooth() const {
   int pools = 0;
   num_points_ = 0;
   std::array<double, kBuckets> value{};
+  // One bad measurement must not keep steps of that size from ever being tried again: the greatest
+  // buckets are forgotten when they have not been seen for long.
+  int most = kBuckets - 1;
+  while (most > 0 && (counts_[most] == 0 || steps_ - seen_[most] > kForgotten)) --most;
   for (int b = 0; b < kBuckets; ++b) {
-    if (counts_[b] == 0) continue;
+    if (counts_[b] == 0 || b > most) continue;
     rows_[num_points_++] = Rows(b);
     value[pools] = mean_[b];
     weight[pools] = counts_[b];
@@ -78,26 +82,49 @@ void StepCost::Smooth() const {
   for (int p = 0; p < pools; ++p) {
     for (int m = 0; m < members[p]; ++m) smooth_[point++] = value[p];
   }
+  slope_ = Slope();
   dirty_ = false;
 }
 
-double StepCost::Seconds(int32_t rows) const {
-  if (dirty_) Smooth();
-  if (num_points_ == 0) return 0;
-  const auto begin = rows_.begin();
-  const int next = static_cast<int>(std::lower_bound(begin, begin + num_points_, rows) - begin);
+// Of the upper half of what is known.
+double StepCost::Slope() const {
+  const int last = num_points_ - 1;
+  int half = last;
+  while (half > 0 && rows_[half] > rows_[last] / 2) --half;
+  if (half == last) return 0;
+  return (smooth_[last] - smooth_[half]) / (rows_[last] - rows_[half]);
+}
+
+double StepCost::Between(int next, int32_t rows) const {
   if (next == 0) return smooth_[0] * level_;
   if (next < num_points_) {
     const double share = (rows - rows_[next - 1]) / (rows_[next] - rows_[next - 1]);
     return (smooth_[next - 1] + share * (smooth_[next] - smooth_[next - 1])) * level_;
   }
+  // Nothing is known here. Where the curve bends upwards the slope is too low, so larger steps get
+  // tried and measured; an estimate too high would never be found out. Beyond twice the rows known
+  // a row is as dear as the average one, so that a trial costs little.
   const double last = smooth_[num_points_ - 1];
-  double slope = last * kLeastSlope;
-  if (num_points_ > 1) {
-    const int before = num_points_ - 2;
-    slope = std::max(slope, (last - smooth_[before]) / (rows_[before + 1] - rows_[before]));
+  const double most = rows_[num_points_ - 1];
+  const double near = std::min<double>(rows, 2 * most) - most;
+  const double far = std::max<double>(rows - 2 * most, 0);
+  return (last + slope_ * near + std::max(slope_, last / most) * far) * level_;
+}
+
+double StepCost::Seconds(int32_t rows) const {
+  double seconds = 0;
+  Seconds(rows, std::span(&seconds, 1));
+  return seconds;
+}
+
+void StepCost::Seconds(int32_t rows, std::span<double> seconds) const {
+  if (dirty_) Smooth();
+  int next = 0;
+  for (double& s : seconds) {
+    while (next < num_points_ && rows_[next] < rows) ++next;
+    s = num_points_ == 0 ? 0 : Between(next, rows);
+    ++rows;
   }
-  return (last + slope * (rows - rows_[num_points_ - 1])) * level_;
 }
 
 uint64_t StepCost::Age(int32_t rows) const {
