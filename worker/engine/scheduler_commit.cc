@@ -59,7 +59,7 @@ void Scheduler::CommitPart(const Part& part, const SlotResult& result, TimePoint
   --s->pending_steps;
   s->pending_rows -= part.rows;
   s->pending_written -= part.written;
-  s->pending_fork = false;
+  if (part.samples) s->pending_fork = false;  // not an earlier chunk of the leader's prompt
   if (!s->in_flight()) s->pending_sample = false;
   CHECK_EQ(!result.tokens.empty(), part.samples) << "slot " << result.slot;
 
