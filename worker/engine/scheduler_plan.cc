@@ -88,7 +88,7 @@ void Scheduler::TakeSlot(Sequence* s) {
   s->slot = free_slots_.back();
   free_slots_.pop_back();
   s->state = SequenceState::kPrefill;
-  s->chosen = s->ready = s->yields = false;
+  s->chosen = s->ready = s->stuck = s->yields = false;
   running_.insert(std::ranges::upper_bound(running_, s, RanksBefore()), s);
   ++s->request->running;
   plan_.binds.push_back({.slot = s->slot,
