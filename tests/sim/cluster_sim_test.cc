@@ -21,8 +21,8 @@ uint64_t BaseSeed() {
 }
 
 int Runs(int normal) {
-  const char* runs = std::getenv("PACELINE_TEST_RUNS");
-  return runs ? std::atoi(runs) : normal;
+  if (const char* runs = std::getenv("PACELINE_TEST_RUNS")) return std::atoi(runs);
+  return std::getenv("PACELINE_SANITIZED") != nullptr ? 1 : normal;
 }
 
 // Fills in what lets a request outlive every fault of a simulation.
@@ -56,7 +56,7 @@ void ExpectExact(const ClusterSim& sim) {
 struct Case {
   const char* name;
   ClusterSimOptions options;
-  int runs = 3;
+  int runs = 2;
 };
 
 class ClusterSims : public ::testing::TestWithParam<Case> {};
