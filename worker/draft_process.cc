@@ -4,11 +4,11 @@
 #include <thread>
 
 #include "common/log.h"
+#include "common/model_name.h"
 #include "common/status_macros.h"
 #include "worker/draft/draft_engine.h"
 #include "worker/service/draft_metrics.h"
 #include "worker/service/draft_service.h"
-#include "worker/service/model_name.h"
 #include "worker/service/worker_service.h"
 #include "worker/worker_process.h"
 

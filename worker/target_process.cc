@@ -3,11 +3,11 @@
 #include <thread>
 
 #include "common/log.h"
+#include "common/model_name.h"
 #include "common/status_macros.h"
 #include "worker/drafting.h"
 #include "worker/engine/engine.h"
 #include "worker/service/draft_pairing.h"
-#include "worker/service/model_name.h"
 #include "worker/service/worker_metrics.h"
 #include "worker/service/worker_service.h"
 #include "worker/worker_process.h"
