@@ -38,7 +38,7 @@ size_t NaiveHeld(const std::vector<std::string>& strings, const std::string& tex
   return 0;
 }
 
-Result Run(const std::vector<std::string>& strings, const std::vector<std::string>& pieces) {
+Result Match(const std::vector<std::string>& strings, const std::vector<std::string>& pieces) {
   StopMatcher matcher(std::make_shared<StopStrings>(strings));
   Result result;
   for (const std::string& piece : pieces) {
@@ -52,20 +52,20 @@ Result Run(const std::vector<std::string>& strings, const std::vector<std::strin
 }
 
 TEST(StopMatcher, EndsBeforeTheMatch) {
-  EXPECT_EQ(Run({"END"}, {"one EN", "D two"}), (Result{"one ", true}));
-  EXPECT_EQ(Run({"END"}, {"one EN", "Q"}), (Result{"one ENQ"}));
-  EXPECT_EQ(Run({"END"}, {"one EN"}), (Result{"one EN"}));
-  EXPECT_EQ(Run({}, {"one", "two"}), (Result{"onetwo"}));
+  EXPECT_EQ(Match({"END"}, {"one EN", "D two"}), (Result{"one ", true}));
+  EXPECT_EQ(Match({"END"}, {"one EN", "Q"}), (Result{"one ENQ"}));
+  EXPECT_EQ(Match({"END"}, {"one EN"}), (Result{"one EN"}));
+  EXPECT_EQ(Match({}, {"one", "two"}), (Result{"onetwo"}));
 }
 
 TEST(StopMatcher, TheMatchThatIsCompleteFirstWins) {
-  EXPECT_EQ(Run({"abcd", "bc"}, {"xabcd"}), (Result{"xa", true}));
-  EXPECT_EQ(Run({"c", "abc"}, {"xabc"}), (Result{"x", true}));  // both end here: the longest
+  EXPECT_EQ(Match({"abcd", "bc"}, {"xabcd"}), (Result{"xa", true}));
+  EXPECT_EQ(Match({"c", "abc"}, {"xabc"}), (Result{"x", true}));  // both end here: the longest
 }
 
 TEST(StopMatcher, OverlapsAreFound) {
-  EXPECT_EQ(Run({"aab"}, {"aa", "aab"}), (Result{"aa", true}));
-  EXPECT_EQ(Run({"abab!"}, {"ab", "ab", "ab!"}), (Result{"ab", true}));
+  EXPECT_EQ(Match({"aab"}, {"aa", "aab"}), (Result{"aa", true}));
+  EXPECT_EQ(Match({"abab!"}, {"ab", "ab", "ab!"}), (Result{"ab", true}));
 }
 
 TEST(StopMatcher, HoldsBackOnlyWhatMayBeginAMatch) {
