@@ -85,7 +85,8 @@ class ApiServer {
     builder.RegisterService(cluster_.get());
     server_ = builder.BuildAndStart();
     CHECK(server_ != nullptr);
-    channel = NewChannel(WithPort("127.0.0.1:0", port));
+    address = WithPort("127.0.0.1:0", port);
+    channel = NewChannel(address);
     inference = v1::InferenceService::NewStub(channel);
     sessions = v1::SessionService::NewStub(channel);
     cluster = v1::ClusterService::NewStub(channel);
@@ -97,9 +98,15 @@ class ApiServer {
     }));
   }
   ~ApiServer() {
-    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    Shutdown(std::chrono::seconds(1));
     for (auto& t : targets) t->Stop();
     loop.Stop();
+  }
+
+  // Calls that are not over after `limit` are cancelled.
+  void Shutdown(Duration limit) {
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      std::chrono::duration_cast<std::chrono::system_clock::duration>(limit));
   }
 
   static WorkerSnapshot Snapshot() {
@@ -122,6 +129,7 @@ class ApiServer {
   ResumeTokenCodec codec{SipKey{7}};
   CountingProbe probe;
   std::vector<std::shared_ptr<FakeTarget>> targets;
+  std::string address;
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::InferenceService::Stub> inference;
   std::unique_ptr<v1::SessionService::Stub> sessions;
