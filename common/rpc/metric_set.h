@@ -1,4 +1,4 @@
-// A registry with the few shapes of metric that a worker has. A family exists, with all its closed
+// A registry with the few shapes of metric that a process has. A family exists, with all its closed
 // label sets at 0, from the moment it is made. Threads: making, one; the metrics themselves, any.
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
-#include "worker/service/metric_buckets.h"
+#include "common/rpc/metric_buckets.h"
 
 namespace paceline {
 
