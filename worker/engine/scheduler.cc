@@ -73,7 +73,7 @@ void Scheduler::Submit(RequestHandle handle, GenerationRequest request, TimePoin
 }
 
 void Scheduler::Cancel(RequestHandle handle, absl::StatusCode code) {
-  cancels_.emplace_back(handle, code);
+  if (requests_.contains(handle)) cancels_.emplace_back(handle, code);
 }
 
 void Scheduler::DropSession(const std::string& session_id) {
@@ -96,14 +96,13 @@ const StepPlan& Scheduler::Schedule(TimePoint now) {
 }
 
 void Scheduler::DropCancelled(TimePoint now) {
-  for (const auto& [handle, code] : cancels_) {
+  for (const auto& [handle, code] : std::exchange(cancels_, {})) {
     const auto it = requests_.find(handle);
     if (it == requests_.end()) continue;
     const char* why = code == absl::StatusCode::kDeadlineExceeded ? "deadline exceeded"
                                                                   : "cancelled by the caller";
     DropRequest(it->second.get(), absl::Status(code, why), now);
   }
-  cancels_.clear();
 }
 
 void Scheduler::DropExpired(TimePoint now) {

@@ -146,6 +146,9 @@ class Scheduler {
   void ClearGraves();
   void ReportStep(const Flight& flight, TimePoint now);
 
+  void CheckRunning() const;
+  void CheckRequests() const;
+
   const EngineOptions options_;
   const RunnerInfo info_;
   Speculator* const speculator_;
