@@ -13,7 +13,7 @@ namespace {
 // Pixels.
 constexpr double kWidth = 760, kMargin = 24, kNameWidth = 92, kNoteWidth = 150;
 constexpr double kHeaderHeight = 74, kTitleHeight = 44, kRowHeight = 30, kBarHeight = 18;
-constexpr double kAxisHeight = 56;
+constexpr double kAxisHeight = 56, kLegendColumn = 136;
 constexpr double kPlotLeft = kMargin + kNameWidth;
 constexpr double kPlotWidth = kWidth - kPlotLeft - kNoteWidth - kMargin;
 
@@ -24,6 +24,7 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-se
 .title { font-size: 18px; font-weight: 600; }
 .panel { font-size: 14px; font-weight: 600; }
 .muted { fill: #59636e; font-size: 12px; }
+.note { stroke: #ffffff; stroke-width: 4px; paint-order: stroke; }
 .grid { stroke: #d1d9e0; stroke-width: 1; }
 .axis { stroke: #818b98; stroke-width: 1; }
 .whisker { stroke: #1f2328; stroke-width: 1.5; fill: none; }
@@ -34,6 +35,7 @@ text { font-family: system-ui, -apple-system, "Segoe UI", "DejaVu Sans", sans-se
 text { fill: #f0f6fc; }
 .page { fill: #0d1117; }
 .muted { fill: #9198a1; }
+.note { stroke: #0d1117; }
 .grid { stroke: #30363d; }
 .axis { stroke: #656c76; }
 .whisker { stroke: #f0f6fc; }
@@ -107,16 +109,12 @@ class PanelDrawing {
 
   std::string Legend() const {
     std::string out;
-    double x = kWidth - kMargin;
-    for (size_t i = panel_.series.size(); i-- > 0;) {
-      const std::string& name = panel_.series[i];
-      x -= 7.0 * static_cast<double>(name.size());
-      out += Text(x, top_ + 18, "start", "muted", name);
-      x -= 16;
+    double x = kWidth - kMargin - kLegendColumn * static_cast<double>(panel_.series.size());
+    for (size_t i = 0; i < panel_.series.size(); ++i, x += kLegendColumn) {
       out += absl::StrFormat(
           "<rect x=\"%.1f\" y=\"%.1f\" width=\"11\" height=\"11\" rx=\"2\" class=\"s%d\"/>\n", x,
           top_ + 8, i);
-      x -= 14;
+      out += Text(x + 17, top_ + 18, "start", "muted", panel_.series[i]);
     }
     return out;
   }
@@ -150,7 +148,7 @@ class PanelDrawing {
       out += Whiskers(*bar.whiskers, middle);
       end = std::max(end, X(bar.whiskers->greatest));
     }
-    return out + Text(end + 8, middle + 4.5, "start", "name", bar.note);
+    return out + Text(end + 8, middle + 4.5, "start", "note", bar.note);
   }
 
   std::string Whiskers(const Spread& spread, double middle) const {
