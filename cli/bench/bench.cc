@@ -3,6 +3,8 @@
 #include <grpcpp/client_context.h>
 
 #include <algorithm>
+#include <atomic>
+#include <csignal>
 #include <cstdio>
 #include <filesystem>
 #include <fstream>
@@ -30,6 +32,18 @@
 
 namespace paceline {
 namespace {
+
+// Set by the first Ctrl-C: the run ends early and is reported. The second one kills.
+std::atomic<bool> g_stop = false;
+static_assert(std::atomic<bool>::is_always_lock_free);
+void OnInterrupt(int) { g_stop = true; }
+
+void CatchInterrupt() {
+  struct sigaction action {};
+  action.sa_handler = OnInterrupt;
+  action.sa_flags = SA_RESETHAND;
+  sigaction(SIGINT, &action, nullptr);
+}
 
 // The only model, or the one that was named.
 absl::StatusOr<ModelLimits> FetchLimits(const std::shared_ptr<grpc::Channel>& channel,
@@ -103,14 +117,16 @@ class Bench {
 
   void WarmUp(BenchMode mode) {
     if (options_.warmup == 0) return;
-    LoadLimits limits{.requests = options_.warmup, .concurrency = options_.concurrency};
+    LoadLimits limits{
+        .requests = options_.warmup, .concurrency = options_.concurrency, .stop = &g_stop};
     Load(mode, limits, absl::StrCat(BenchModeName(mode), " warm-up"));
   }
 
   // UNAVAILABLE where metrics do not come.
   absl::StatusOr<RunResult> Run(BenchMode mode, const std::string& name) {
     LoadLimits limits{.requests = workload_.request_count,
-                      .concurrency = options_.open_loop() ? 0 : options_.concurrency};
+                      .concurrency = options_.open_loop() ? 0 : options_.concurrency,
+                      .stop = &g_stop};
     if (options_.duration > 0) limits.duration = Seconds(options_.duration);
     RunResult result;
     SpecActivity before;
@@ -223,31 +239,41 @@ absl::Status Publish(const BenchOptions& o, const LoadDescription& d, const std:
   return absl::OkStatus();
 }
 
+int Interrupted() {
+  std::fprintf(stderr, "stopped early by Ctrl-C\n");
+  return kExitFailure;
+}
+
 absl::StatusOr<int> RunSingle(const BenchOptions& o, const LoadDescription& d, Bench* bench) {
   bench->WarmUp(o.mode);
   ASSIGN_OR_RETURN(const Bench::RunResult run, bench->Run(o.mode, BenchModeName(o.mode)));
-  const RunSummary summary = Summarize(run.outcomes);
+  const ServiceLimits limits{.ttft = o.slo_ttft, .tpot = o.slo_tpot};
+  const RunSummary summary = Summarize(run.outcomes, limits);
   ModeFigures figures{.mode = o.mode, .summary = summary};
   figures.output_throughput = SpreadOf({&summary.output_throughput, 1});
   figures.user_throughput = SpreadOf({&summary.user_throughput, 1});
-  RETURN_IF_ERROR(
-      Publish(o, d, FormatRun(summary, run.activity), RunJson(summary, run.activity), {figures}));
+  RETURN_IF_ERROR(Publish(o, d, FormatRun(summary, run.activity, limits),
+                          RunJson(summary, run.activity), {figures}));
+  if (g_stop) return Interrupted();
   return summary.failed() > 0 && !o.allow_errors ? kExitFailure : 0;
 }
 
 absl::StatusOr<int> RunComparison(const BenchOptions& o, const LoadDescription& d, Bench* bench) {
-  Comparison comparison(o.compare);
+  Comparison comparison(o.compare, {.ttft = o.slo_ttft, .tpot = o.slo_tpot},
+                        {.targets = o.target_devices, .drafts = o.draft_devices});
   for (BenchMode mode : o.compare) bench->WarmUp(mode);
-  for (int32_t round = 0; round < o.rounds; ++round) {
+  for (int32_t round = 0; round < o.rounds && !g_stop; ++round) {
     for (BenchMode mode : comparison.RoundOrder(round)) {
       const std::string name =
           absl::StrFormat("round %d/%d %s", round + 1, o.rounds, BenchModeName(mode));
       ASSIGN_OR_RETURN(Bench::RunResult run, bench->Run(mode, name));
+      if (g_stop) break;  // a run cut short compares with none
       comparison.AddRun(mode, round, std::move(run.outcomes), run.activity);
     }
   }
   const std::vector<ModeFigures> figures = comparison.Figures();
   RETURN_IF_ERROR(Publish(o, d, FormatComparison(comparison), ComparisonJson(comparison), figures));
+  if (g_stop) return Interrupted();
   int64_t failed = 0;
   for (const ModeFigures& f : figures) failed += f.summary.failed();
   const bool errors = failed > 0 && !o.allow_errors;
@@ -267,6 +293,7 @@ absl::StatusOr<int> RunOptions(const BenchOptions& o) {
 }  // namespace
 
 int RunBench(int argc, const char* const* argv) {
+  CatchInterrupt();
   const absl::StatusOr<BenchOptions> options = ParseBenchOptions(argc, argv);
   if (!options.ok()) {
     std::fprintf(stderr, "error: %s\n", std::string(options.status().message()).c_str());

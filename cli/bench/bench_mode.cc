@@ -17,6 +17,10 @@ constexpr const char* kNames[] = {"auto", "plain", "draft", "sync", "chain", "en
 
 const char* BenchModeName(BenchMode mode) { return kNames[static_cast<size_t>(mode)]; }
 
+bool UsesDraftWorker(BenchMode mode) {
+  return mode != BenchMode::kPlain && mode != BenchMode::kNgram;
+}
+
 absl::StatusOr<std::vector<BenchMode>> ParseBenchModes(const std::string& list) {
   std::vector<BenchMode> modes;
   for (const std::string& name : SplitList(list)) {

@@ -21,6 +21,9 @@ enum class BenchMode {
 // "auto", "plain", "draft", "sync", "chain", "enumerate", "ngram".
 const char* BenchModeName(BenchMode mode);
 
+// Whether the mode has any use for a draft worker.
+bool UsesDraftWorker(BenchMode mode);
+
 // "plain,chain" -> both. INVALID_ARGUMENT: no mode, an unknown one, or one twice.
 absl::StatusOr<std::vector<BenchMode>> ParseBenchModes(const std::string& list);
 

@@ -60,6 +60,12 @@ void AddRequestFlags(Flags* flags, BenchOptions* o, Lists* lists) {
 }
 
 void AddOutputFlags(Flags* flags, BenchOptions* o, Lists* lists) {
+  flags->Add("slo-ttft", &o->slo_ttft,
+             "count requests whose TTFT is at most this many ms; 0 = all");
+  flags->Add("slo-tpot", &o->slo_tpot, "and whose TPOT is at most this many ms; 0 = all");
+  flags->Add("target-devices", &o->target_devices,
+             "devices of the targets, for tokens/s per device in a comparison; 0 = not told");
+  flags->Add("draft-devices", &o->draft_devices, "and of the draft workers");
   flags->Add("metrics", &lists->metrics,
              "metrics addresses of targets and draft workers, by commas: what they counted");
   flags->Add("json", &o->json,
@@ -89,6 +95,10 @@ absl::Status CheckRanges(const Flags& flags, const BenchOptions& o) {
   RETURN_IF_ERROR(InRange("length-scale", o.length_scale, 1e-6, 1e3));
   RETURN_IF_ERROR(InRange("max-tokens", o.max_tokens, 1, 1 << 22));
   RETURN_IF_ERROR(InRange("draft-length", o.draft_length, 0, 16));
+  RETURN_IF_ERROR(InRange("slo-ttft", o.slo_ttft, 0, 1e9));
+  RETURN_IF_ERROR(InRange("slo-tpot", o.slo_tpot, 0, 1e9));
+  RETURN_IF_ERROR(InRange("target-devices", o.target_devices, 0, 1 << 20));
+  RETURN_IF_ERROR(InRange("draft-devices", o.draft_devices, 0, 1 << 20));
   return InRange("rounds", o.rounds, 1, 1000);
 }
 

@@ -35,6 +35,9 @@ struct BenchOptions {
   // Comparison: empty = a single run under `mode`.
   std::vector<BenchMode> compare;
   int32_t rounds = 3;
+  // What is counted besides.
+  double slo_ttft = 0, slo_tpot = 0;  // ms; 0 = no limit
+  int32_t target_devices = 0, draft_devices = 0;
   // Output.
   std::vector<std::string> metrics;
   std::string json, svg;

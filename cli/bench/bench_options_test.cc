@@ -58,6 +58,10 @@ TEST(BenchOptions, RefusalsNameTheFlag) {
   EXPECT_THAT(ErrorOf({"--prompt-tokens=8", "--timeout=0"}), HasSubstr("--timeout is 0"));
   EXPECT_THAT(ErrorOf({"--trace=t", "--trace-speed=0"}), HasSubstr("--trace-speed is 0"));
   EXPECT_THAT(ErrorOf({"--trace=t", "--length-scale=0"}), HasSubstr("--length-scale is 0"));
+  EXPECT_THAT(ErrorOf({"--prompt-tokens=8", "--slo-ttft=-1"}), HasSubstr("--slo-ttft is -1"));
+  EXPECT_THAT(ErrorOf({"--prompt-tokens=8", "--slo-tpot=-1"}), HasSubstr("--slo-tpot is -1"));
+  EXPECT_THAT(ErrorOf({"--prompt-tokens=8", "--target-devices=-1"}), HasSubstr("--target-devices"));
+  EXPECT_THAT(ErrorOf({"--prompt-tokens=8", "--draft-devices=-1"}), HasSubstr("--draft-devices"));
   EXPECT_THAT(ErrorOf({"--prompts=p", "--max-prompt-bytes=-1"}), HasSubstr("--max-prompt-bytes"));
   EXPECT_THAT(ErrorOf({"--prompt-tokens=8", "--compare=plain", "--rounds=0"}),
               HasSubstr("--rounds is 0"));

@@ -7,6 +7,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "absl/strings/str_format.h"
+#include "absl/strings/str_join.h"
 #include "cli/bench/text_table.h"
 
 namespace paceline {
@@ -45,6 +46,13 @@ std::string FormatActivity(const SpecActivity& a) {
                       Percent(a.late_share()), " late, ", Percent(a.stale_share()), " stale; ",
                       Figure(a.accepted_per_draft()), " tokens accepted of each verified; ",
                       Percent(a.hit_rate()), " of enumerated outcomes hit\n");
+}
+
+std::string FormatLimits(const ServiceLimits& limits) {
+  std::vector<std::string> parts;
+  if (limits.ttft > 0) parts.push_back(absl::StrFormat("TTFT <= %g ms", limits.ttft));
+  if (limits.tpot > 0) parts.push_back(absl::StrFormat("TPOT <= %g ms", limits.tpot));
+  return absl::StrJoin(parts, ", ");
 }
 
 nlohmann::ordered_json DistributionJson(const Distribution& d) {
@@ -113,6 +121,21 @@ std::vector<Line> ClientLines() {
       {"end to end p99, ms", Latency(&S::e2e, &D::p99)},
       {"failed", [](const ModeFigures& f) { return absl::StrCat(f.summary.failed()); }},
   };
+}
+
+// What was asked for by a flag.
+std::vector<Line> OptionalLines(const ServiceLimits& limits,
+                                const std::vector<ModeFigures>& figures) {
+  std::vector<Line> lines;
+  if (figures.front().device_throughput > 0) {
+    lines.push_back(
+        {"tokens/s per device", [](const ModeFigures& f) { return Figure(f.device_throughput); }});
+  }
+  if (limits.any()) {
+    lines.push_back(
+        {"goodput, requests/s", [](const ModeFigures& f) { return Figure(f.summary.goodput); }});
+  }
+  return lines;
 }
 
 // "-" where nothing was scraped, or the mode has no such thing.
@@ -186,7 +209,8 @@ std::string FormatErrors(const RunSummary& summary) {
   return out;
 }
 
-std::string FormatRun(const RunSummary& s, const std::optional<SpecActivity>& activity) {
+std::string FormatRun(const RunSummary& s, const std::optional<SpecActivity>& activity,
+                      const ServiceLimits& limits) {
   std::string out = absl::StrFormat("  requests       %d completed, %d failed in %.2f s\n",
                                     s.completed, s.failed(), s.seconds);
   absl::StrAppend(&out, "  throughput     ", Figure(s.output_throughput), " output tokens/s, ",
@@ -202,6 +226,10 @@ std::string FormatRun(const RunSummary& s, const std::optional<SpecActivity>& ac
   absl::StrAppend(&out, "  mean time      ", Figure(s.mean_queue), " ms queued, ",
                   Figure(s.mean_prefill), " ms to the first token, ", Figure(s.mean_decode),
                   " ms from there\n");
+  if (limits.any()) {
+    absl::StrAppend(&out, "  within limits  ", s.within_limits, " requests, ", Figure(s.goodput),
+                    " a second (", FormatLimits(limits), ")\n");
+  }
   if (activity.has_value()) out += FormatActivity(*activity);
   TextTable table;
   table.AddRow({"ms", "mean", "p50", "p90", "p95", "p99", "max"});
@@ -225,6 +253,7 @@ std::string FormatComparison(const Comparison& comparison) {
   }
   table.AddRow(std::move(head));
   AddLines(ClientLines(), figures, &table);
+  AddLines(OptionalLines(comparison.limits(), figures), figures, &table);
   if (scraped) AddLines(WorkerLines(), figures, &table);
   std::string out =
       absl::StrCat(table.ToString(), "ratios to ", BenchModeName(comparison.reference()),
@@ -249,6 +278,7 @@ nlohmann::ordered_json RunJson(const RunSummary& s, const std::optional<SpecActi
                                  {"total_cached_tokens", s.cached_tokens},
                                  {"total_output_tokens", s.output_tokens},
                                  {"request_throughput", s.request_throughput},
+                                 {"request_goodput", s.goodput},
                                  {"output_throughput", s.output_throughput},
                                  {"user_throughput", s.user_throughput},
                                  {"drafted_tokens", s.drafted_tokens},
@@ -275,7 +305,8 @@ nlohmann::ordered_json ComparisonJson(const Comparison& comparison) {
                                    {"user_throughput_rounds", SpreadJson(f.user_throughput)},
                                    {"user_ratio", SpreadJson(f.user_ratio)},
                                    {"output_throughput_rounds", SpreadJson(f.output_throughput)},
-                                   {"output_ratio", SpreadJson(f.output_ratio)}};
+                                   {"output_ratio", SpreadJson(f.output_ratio)},
+                                   {"device_throughput", f.device_throughput}};
     mode.update(RunJson(f.summary, f.activity));
     modes.push_back(std::move(mode));
   }

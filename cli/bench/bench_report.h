@@ -20,7 +20,8 @@ struct LoadDescription {
 };
 
 std::string FormatDescription(const LoadDescription& description);
-std::string FormatRun(const RunSummary& summary, const std::optional<SpecActivity>& activity);
+std::string FormatRun(const RunSummary& summary, const std::optional<SpecActivity>& activity,
+                      const ServiceLimits& limits = {});
 // Side by side, one column per mode; below it whether the tokens agree.
 std::string FormatComparison(const Comparison& comparison);
 // One line per code; empty where nothing failed.

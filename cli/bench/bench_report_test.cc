@@ -66,6 +66,8 @@ TEST(BenchReport, RunAsText) {
   EXPECT_THAT(text, Not(HasSubstr("at step start")));
   EXPECT_THAT(FormatRun(SomeRun(), SpecActivity{.full = 3, .none = 1}),
               HasSubstr("75.0 % full, 0.0 % partial"));
+  EXPECT_THAT(FormatRun(SomeRun(), {}, {.ttft = 50, .tpot = 2.5}),
+              HasSubstr("a second (TTFT <= 50 ms, TPOT <= 2.5 ms)"));
   EXPECT_THAT(FormatRun(RunSummary{}, {}), HasSubstr("TTFT              -"));
 }
 

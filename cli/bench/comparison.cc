@@ -7,7 +7,8 @@
 
 namespace paceline {
 
-Comparison::Comparison(std::vector<BenchMode> modes) : modes_(std::move(modes)) {
+Comparison::Comparison(std::vector<BenchMode> modes, ServiceLimits limits, DeviceCount devices)
+    : modes_(std::move(modes)), limits_(limits), devices_(devices) {
   CHECK(!modes_.empty());
 }
 
@@ -28,7 +29,7 @@ void Comparison::AddRun(BenchMode mode, int32_t round, std::vector<RequestOutcom
   for (const RequestOutcome& outcome : outcomes) {
     if (outcome.ok()) CompareTokens(mode, round, outcome);
   }
-  RunSummary summary = Summarize(outcomes);
+  RunSummary summary = Summarize(outcomes, limits_);
   const bool added =
       runs_[mode].try_emplace(round, Run{std::move(outcomes), std::move(summary), activity}).second;
   CHECK(added) << BenchModeName(mode) << " ran twice in round " << round;
@@ -74,9 +75,13 @@ ModeFigures Comparison::FiguresOf(BenchMode mode) const {
       output_ratio.push_back(output.back() / plain.output_throughput);
     if (plain.user_throughput > 0) user_ratio.push_back(user.back() / plain.user_throughput);
   }
-  figures.summary = Summarize(rounds);
+  figures.summary = Summarize(rounds, limits_);
   figures.output_throughput = SpreadOf(output);
   figures.user_throughput = SpreadOf(user);
+  if (devices_.targets > 0) {
+    const int32_t devices = devices_.targets + (UsesDraftWorker(mode) ? devices_.drafts : 0);
+    figures.device_throughput = figures.output_throughput.mean / devices;
+  }
   figures.output_ratio = SpreadOf(output_ratio);
   figures.user_ratio = SpreadOf(user_ratio);
   return figures;

@@ -15,6 +15,11 @@
 
 namespace paceline {
 
+// Accelerators (or whatever is paid for) that serve: a mode that asks for drafts pays for both.
+struct DeviceCount {
+  int32_t targets = 0, drafts = 0;  // 0 targets: not told
+};
+
 // Two runs that gave a request different tokens.
 struct Divergence {
   int64_t request = 0;
@@ -29,12 +34,14 @@ struct ModeFigures {
   // Over the rounds; the ratios are those of each round to the reference mode in the same round, so
   // that a drift of the machine cancels.
   Spread output_throughput, user_throughput, output_ratio, user_ratio;
+  double device_throughput = 0;          // output tokens/s per device; 0 where they were not told
   std::optional<SpecActivity> activity;  // absent where nothing was scraped
 };
 
 class Comparison {
  public:
-  explicit Comparison(std::vector<BenchMode> modes);
+  explicit Comparison(std::vector<BenchMode> modes, ServiceLimits limits = {},
+                      DeviceCount devices = {});
 
   // The modes in the order in which a round runs them: each round begins with another.
   std::vector<BenchMode> RoundOrder(int32_t round) const;
@@ -42,6 +49,7 @@ class Comparison {
   void AddRun(BenchMode mode, int32_t round, std::vector<RequestOutcome> outcomes,
               std::optional<SpecActivity> activity);
 
+  const ServiceLimits& limits() const { return limits_; }
   const std::vector<BenchMode>& modes() const { return modes_; }
   // What ratios refer to: plain, or the first mode where plain is not among them.
   BenchMode reference() const;
@@ -66,6 +74,8 @@ class Comparison {
   ModeFigures FiguresOf(BenchMode mode) const;
 
   std::vector<BenchMode> modes_;
+  const ServiceLimits limits_;
+  const DeviceCount devices_;
   std::map<BenchMode, std::map<int32_t, Run>> runs_;
   std::map<int64_t, Reference> references_;  // by request
   std::vector<Divergence> divergences_;

@@ -82,6 +82,15 @@ TEST(Comparison, ReferenceWithoutPlain) {
   EXPECT_EQ(Comparison({kSync, kChain}).reference(), kSync);
 }
 
+TEST(Comparison, DraftDevicesCountWhereTheyAreUsed) {
+  Comparison comparison({kPlain, kChain}, {}, {.targets = 1, .drafts = 1});
+  for (BenchMode mode : {kPlain, kChain}) {
+    comparison.AddRun(mode, 0, {Outcome(0, {1, 2, 3}, Ms(0), Ms(0), Ms(100))}, {});
+  }
+  EXPECT_DOUBLE_EQ(comparison.Figures()[0].device_throughput, 30);
+  EXPECT_DOUBLE_EQ(comparison.Figures()[1].device_throughput, 15);
+}
+
 TEST(Comparison, ActivityAddsUpOverRounds) {
   Comparison comparison({kChain});
   comparison.AddRun(kChain, 0, {}, SpecActivity{.full = 1, .none = 3});

@@ -93,7 +93,6 @@ class Tally {
   bool AwaitBelow(int64_t below, TimePoint until) {
     std::unique_lock lock(mutex_);
     const auto reached = [&] { return in_flight_ < below; };
-    if (until == kNoDeadline) return changed_.wait(lock, reached), true;
     return changed_.wait_until(lock, until, reached);
   }
   LoadProgress Progress() const {
@@ -228,7 +227,7 @@ class Dispatcher {
     const bool open = limits_.concurrency == 0;
     CHECK(!open || static_cast<int64_t>(workload_.arrivals.size()) >= limits_.requests)
         << limits_.requests << " requests, " << workload_.arrivals.size() << " arrivals";
-    for (int64_t i = 0; i < limits_.requests; ++i) {
+    for (int64_t i = 0; i < limits_.requests && !Stopped(); ++i) {
       // Made before its time comes: a long prompt takes a while.
       v1::StreamGenerateTextRequest request = MakeRequest(workload_, settings_, i);
       if (open) {
@@ -237,6 +236,7 @@ class Dispatcher {
         AwaitBelow(limits_.concurrency);
         if (SteadyClock::Get().Now() - start_ >= limits_.duration) break;
       }
+      if (Stopped()) break;
       StartCall(i, std::move(request), open);
     }
     AwaitBelow(1);
@@ -248,6 +248,8 @@ class Dispatcher {
   }
 
  private:
+  bool Stopped() const { return limits_.stop != nullptr && *limits_.stop; }
+
   void StartCall(int64_t index, v1::StreamGenerateTextRequest request, bool open) {
     RequestOutcome outcome;
     outcome.index = index;
@@ -259,10 +261,11 @@ class Dispatcher {
   }
 
   void AwaitTime(TimePoint time) {
-    for (TimePoint now = SteadyClock::Get().Now(); now < time; now = SteadyClock::Get().Now()) {
+    for (TimePoint now = SteadyClock::Get().Now(); now < time && !Stopped();
+         now = SteadyClock::Get().Now()) {
       tally_.AwaitBelow(0, std::min(time, NextTell(now)));
     }
-    NextTell(SteadyClock::Get().Now());
+    NextTell(SteadyClock::Get().Now());  // also where the client lags behind all arrivals
   }
 
   void AwaitBelow(int64_t below) {
@@ -272,7 +275,6 @@ class Dispatcher {
 
   // Tells where it is due; when it is due next.
   TimePoint NextTell(TimePoint now) {
-    if (!progress_) return kNoDeadline;
     if (now >= next_tell_) {
       Tell();
       next_tell_ = now + kProgressInterval;

@@ -6,6 +6,7 @@
 // (or of this client) shows in the latencies of all requests that arrive during it.
 #pragma once
 
+#include <atomic>
 #include <functional>
 #include <memory>
 #include <string>
@@ -36,6 +37,8 @@ struct LoadLimits {
   int64_t requests = 0;                 // of the workload, from its first
   int32_t concurrency = 0;              // closed loop; 0 = open loop, by the workload's arrivals
   Duration duration = Duration::max();  // closed loop: no request starts from then on
+  // Once true no request starts any more; those in flight end as they would.
+  const std::atomic<bool>* stop = nullptr;
 };
 
 struct LoadProgress {

@@ -308,6 +308,20 @@ TEST(LoadGenerator, DurationEndsAnUnboundedRun) {
   for (const RequestOutcome& o : outcomes) EXPECT_TRUE(o.ok()) << o.error;
 }
 
+TEST(LoadGenerator, StopsEarlyWhenTold) {
+  std::atomic<bool> stop = false;
+  FakeInference fake([&](const v1::GenerationSpec& spec, grpc::ServerContext* c, Writer* w) {
+    stop = true;  // with the first request
+    return Good(spec, c, w);
+  });
+  Workload workload = SyntheticWorkload(2);
+  workload.arrivals = {Duration::zero(), std::chrono::hours(1)};
+  const auto outcomes =
+      RunLoad(NewChannel(fake.address()), workload, {}, {.requests = 2, .stop = &stop}, nullptr);
+  ASSERT_EQ(outcomes.size(), 1u);
+  EXPECT_TRUE(outcomes[0].ok()) << outcomes[0].error;
+}
+
 int RunCommand(std::vector<std::string> arguments) {
   std::vector<const char*> argv = {"bench"};
   for (const std::string& a : arguments) argv.push_back(a.c_str());

@@ -18,6 +18,15 @@ struct Samples {
   int64_t decode_tokens = 0;
 };
 
+// A request of one token keeps any limit on the time per token.
+bool KeepsLimits(const RequestOutcome& o, const ServiceLimits& limits) {
+  if (o.token_ids.empty()) return false;
+  if (limits.ttft > 0 && Milliseconds(o.first_token - o.arrival) > limits.ttft) return false;
+  const auto behind_first = static_cast<double>(o.token_ids.size() - 1);
+  return limits.tpot <= 0 || Milliseconds(o.ended - o.first_token) <= limits.tpot * behind_first ||
+         behind_first == 0;
+}
+
 void AddTimes(const RequestOutcome& o, Samples* s) {
   const double e2e = Milliseconds(o.ended - o.arrival);
   s->e2e.push_back(e2e);
@@ -71,9 +80,12 @@ double RunSummary::tokens_per_message() const {
   return Ratio(static_cast<double>(output_tokens), static_cast<double>(messages));
 }
 
-RunSummary Summarize(const std::vector<RequestOutcome>& round) { return Summarize({&round, 1}); }
+RunSummary Summarize(const std::vector<RequestOutcome>& round, const ServiceLimits& limits) {
+  return Summarize({&round, 1}, limits);
+}
 
-RunSummary Summarize(std::span<const std::vector<RequestOutcome>> rounds) {
+RunSummary Summarize(std::span<const std::vector<RequestOutcome>> rounds,
+                     const ServiceLimits& limits) {
   RunSummary summary;
   Samples samples;
   for (const std::vector<RequestOutcome>& round : rounds) {
@@ -85,6 +97,7 @@ RunSummary Summarize(std::span<const std::vector<RequestOutcome>> rounds) {
       if (o.ok()) {
         AddCounts(o, &summary);
         AddTimes(o, &samples);
+        summary.within_limits += KeepsLimits(o, limits) ? 1 : 0;
       } else if (ErrorCount& error = summary.errors[o.code]; error.count++ == 0) {
         error.first_message = o.error;
       }
@@ -93,6 +106,7 @@ RunSummary Summarize(std::span<const std::vector<RequestOutcome>> rounds) {
   }
   const auto completed = static_cast<double>(summary.completed);
   summary.request_throughput = Ratio(completed, summary.seconds);
+  summary.goodput = Ratio(static_cast<double>(summary.within_limits), summary.seconds);
   summary.output_throughput = Ratio(static_cast<double>(summary.output_tokens), summary.seconds);
   summary.user_throughput =
       Ratio(static_cast<double>(samples.decode_tokens), samples.decode_seconds);

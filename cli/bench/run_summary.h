@@ -12,6 +12,12 @@
 
 namespace paceline {
 
+// What a user bears with, in milliseconds; 0 = no limit.
+struct ServiceLimits {
+  double ttft = 0, tpot = 0;
+  bool any() const { return ttft > 0 || tpot > 0; }
+};
+
 struct ErrorCount {
   int64_t count = 0;
   std::string first_message;
@@ -27,8 +33,10 @@ struct RunSummary {
   int64_t drafted_tokens = 0, accepted_tokens = 0;
   int64_t messages = 0;  // that brought tokens
   int64_t failovers = 0;
+  int64_t within_limits = 0;  // requests that kept all service limits
 
   double request_throughput = 0;  // per second
+  double goodput = 0;             // requests within the limits per second
   double output_throughput = 0;   // output tokens per second, all requests together
   double user_throughput = 0;     // sum(output tokens - 1) / sum(end - first token): one user's
                                   // tokens per second once they flow
@@ -47,7 +55,8 @@ struct RunSummary {
 };
 
 // Times of different rounds are never compared; their requests are pooled.
-RunSummary Summarize(std::span<const std::vector<RequestOutcome>> rounds);
-RunSummary Summarize(const std::vector<RequestOutcome>& round);
+RunSummary Summarize(std::span<const std::vector<RequestOutcome>> rounds,
+                     const ServiceLimits& limits = {});
+RunSummary Summarize(const std::vector<RequestOutcome>& round, const ServiceLimits& limits = {});
 
 }  // namespace paceline

@@ -67,6 +67,18 @@ TEST(RunSummary, FailuresCountByCodeAndNowhereElse) {
   EXPECT_DOUBLE_EQ(s.seconds, 0.9);
 }
 
+TEST(RunSummary, LimitsCountRequestsThatKeepBoth) {
+  const std::vector<RequestOutcome> outcomes = {
+      Outcome(0, {1, 2, 3}, Ms(0), Ms(10), Ms(30)),   // 10, 10
+      Outcome(1, {1, 2, 3}, Ms(0), Ms(50), Ms(70)),   // 50, 10
+      Outcome(2, {1, 2, 3}, Ms(0), Ms(10), Ms(100)),  // 10, 45
+      Outcome(3, {1}, Ms(0), Ms(10), Ms(90))};        // 10, none
+  EXPECT_EQ(Summarize(outcomes, {.ttft = 10, .tpot = 10}).within_limits, 2);
+  EXPECT_EQ(Summarize(outcomes, {.ttft = 10}).within_limits, 3);
+  EXPECT_EQ(Summarize(outcomes, {.tpot = 45}).within_limits, 4);
+  EXPECT_DOUBLE_EQ(Summarize(outcomes, {.ttft = 10, .tpot = 10}).goodput, 20);
+}
+
 TEST(RunSummary, RoundsAddUp) {
   const std::vector<std::vector<RequestOutcome>> rounds = {
       {Outcome(0, {1, 2}, Ms(0), Ms(10), Ms(100))},
