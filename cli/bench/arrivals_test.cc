@@ -1,20 +1,12 @@
 #include "cli/bench/arrivals.h"
 
-#include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include <algorithm>
 #include <cmath>
-#include <filesystem>
-
-#include "cli/bench/test_files.h"
 
 namespace paceline {
 namespace {
-
-using ::testing::HasSubstr;
-
-constexpr char kHeader[] = "TIMESTAMP,ContextTokens,GeneratedTokens\n";
 
 TEST(PoissonArrivals, SameSeedSameArrivals) {
   const auto a = PoissonArrivals(5, 100, Duration::max(), 1);
@@ -50,52 +42,6 @@ TEST(PoissonArrivals, BoundedByCountAndTime) {
   ASSERT_LT(few.size(), all.size());
   EXPECT_LT(few.back(), Seconds(10));
   EXPECT_GE(all[few.size()], Seconds(10));
-}
-
-TEST(Trace, ReadsRows) {
-  const TestFile file("t.csv", std::string(kHeader) +
-                                   "2023-11-16 18:15:46.6805900,374,44\r\n"
-                                   "2023-11-16 18:15:50.9951690,396,109\n\n"
-                                   "2023-11-16 18:16:50,0,0\n");
-  auto rows = ReadTrace(file.path(), 100);
-  ASSERT_TRUE(rows.ok()) << rows.status();
-  ASSERT_EQ(rows->size(), 3u);
-  EXPECT_EQ((*rows)[0].arrival, Duration::zero());
-  EXPECT_EQ((*rows)[1].arrival, std::chrono::nanoseconds(4'314'579'000));
-  EXPECT_EQ((*rows)[1].prompt_tokens, 396);
-  EXPECT_EQ((*rows)[1].output_tokens, 109);
-  EXPECT_EQ((*rows)[2].prompt_tokens, 1);
-  EXPECT_EQ((*rows)[2].output_tokens, 1);
-  EXPECT_EQ(ReadTrace(file.path(), 1)->size(), 1u);
-}
-
-std::string ErrorOf(const std::string& content) {
-  const TestFile file("t.csv", content);
-  const auto rows = ReadTrace(file.path(), 100);
-  EXPECT_EQ(rows.status().code(), absl::StatusCode::kInvalidArgument);
-  return std::string(rows.status().message());
-}
-
-TEST(Trace, MalformedRowsAreNamed) {
-  const std::string good = "2023-11-16 18:15:46.68,374,44\n";
-  EXPECT_THAT(ErrorOf("a,b,c\n" + good), HasSubstr("t.csv:1: the header must be TIMESTAMP,"));
-  EXPECT_THAT(ErrorOf(kHeader + good + "2023-11-16 18:15:47,374\n"), HasSubstr(":3: 2 columns"));
-  EXPECT_THAT(ErrorOf(kHeader + std::string("yesterday,1,1\n")), HasSubstr("'yesterday'"));
-  EXPECT_THAT(ErrorOf(kHeader + std::string("2023-11-16 18:15:47,-3,1\n")), HasSubstr("'-3'"));
-  EXPECT_THAT(ErrorOf(kHeader + std::string("2023-11-16 18:15:47,3,9999999999\n")),
-              HasSubstr("'9999999999'"));
-  EXPECT_THAT(ErrorOf(kHeader + good + "2023-11-16 18:15:45,1,1\n"), HasSubstr("before that"));
-  EXPECT_THAT(ErrorOf(kHeader), HasSubstr("holds no row"));
-  EXPECT_THAT(ErrorOf(""), HasSubstr("holds no row"));
-  EXPECT_EQ(ReadTrace("/nonexistent.csv", 1).status().code(), absl::StatusCode::kNotFound);
-}
-
-TEST(Trace, SharedTrace) {
-  const std::string path = "../shared/data/traces/AzureLLMInferenceTrace_conv_2023.csv";
-  if (!std::filesystem::exists(path)) GTEST_SKIP() << "skipped: ../shared/data not found";
-  const auto rows = ReadTrace(path, INT64_MAX);
-  ASSERT_TRUE(rows.ok()) << rows.status();
-  EXPECT_EQ(rows->size(), 19'366u);
 }
 
 }  // namespace

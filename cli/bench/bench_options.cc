@@ -24,9 +24,11 @@ void AddLoadFlags(Flags* flags, BenchOptions* o, Lists* lists) {
   flags->Add("max-prompt-bytes", &o->max_prompt_bytes, "leave out longer prompts; 0 = none");
   flags->Add("shuffle", &o->shuffle, "prompts in an order drawn from the seed");
   flags->Add("prompt-tokens", &o->prompt_tokens, "synthetic prompts of this many random token ids");
-  flags->Add("trace", &o->trace,
-             "CSV with TIMESTAMP,ContextTokens,GeneratedTokens: its arrivals and lengths, as an "
-             "open loop of synthetic prompts");
+  flags->Add(
+      "trace", &o->trace,
+      "CSV with TIMESTAMP,ContextTokens,GeneratedTokens, or .jsonl with timestamp, input_length, "
+      "output_length and hash_ids: its arrivals, lengths and shared prefixes, as an "
+      "open loop of synthetic prompts");
   flags->Add("trace-speed", &o->trace_speed, "how much faster than recorded the trace is played");
   flags->Add("length-scale", &o->length_scale, "factor on the trace's lengths");
   flags->Add("requests", &o->requests,
@@ -35,7 +37,10 @@ void AddLoadFlags(Flags* flags, BenchOptions* o, Lists* lists) {
   flags->Add("concurrency", &o->concurrency, "closed loop: requests in flight");
   flags->Add("rate", &o->rate,
              "open loop: Poisson arrivals per second; latencies count from the scheduled arrival");
-  flags->Add("warmup", &o->warmup, "requests before the measurement, not counted");
+  flags->Add("warmup", &o->warmup,
+             "requests before the measurement, not counted; in a comparison each mode's, by "
+             "default as many "
+             "as run at once");
   flags->Add("timeout", &o->timeout, "seconds after which a request fails");
   flags->Add("shared-cache", &o->shared_cache,
              "runs may find each other's prefixes in the cache; default: each run has a cache salt "
@@ -149,6 +154,7 @@ absl::StatusOr<BenchOptions> ParseBenchOptions(int argc, const char* const* argv
   if (flags.Given("compare")) {
     ASSIGN_OR_RETURN(o.compare, ParseBenchModes(lists.compare));
   }
+  if (!o.compare.empty() && !flags.Given("warmup")) o.warmup = o.concurrency;
   RETURN_IF_ERROR(CheckRanges(flags, o));
   RETURN_IF_ERROR(CheckCombinations(flags, o));
   return o;

@@ -23,8 +23,8 @@ struct BenchOptions {
   double duration = 0;      // seconds; 0 = no limit
   int32_t concurrency = 1;  // closed loop
   double rate = 0;          // open loop, requests per second; 0 = closed loop, or a trace
-  int32_t warmup = 0;
-  double timeout = 300;  // seconds per request
+  int32_t warmup = 0;       // before each mode of a comparison, where `concurrency` is the default
+  double timeout = 300;     // seconds per request
   bool shared_cache = false;
   // Each request.
   int32_t max_tokens = 128, top_k = 0, draft_length = 0;

@@ -29,6 +29,9 @@ TEST(BenchOptions, ListsAndModes) {
   EXPECT_EQ(o->compare.size(), 7u);
   EXPECT_EQ(o->compare[3], BenchMode::kEnumerate);
   EXPECT_FALSE(o->open_loop());
+  EXPECT_EQ(o->warmup, 1);
+  EXPECT_EQ(Parse({"--prompt-tokens=8", "--compare=plain", "--warmup=0"})->warmup, 0);
+  EXPECT_EQ(Parse({"--prompt-tokens=8"})->warmup, 0);
   EXPECT_EQ(Parse({"--prompt-tokens=8", "--speculation=off"})->mode, BenchMode::kPlain);
   EXPECT_EQ(Parse({"--prompt-tokens=8", "--speculation=always"})->mode, BenchMode::kDraft);
   EXPECT_TRUE(Parse({"--prompt-tokens=8", "--rate=2"})->open_loop());

@@ -16,7 +16,7 @@ namespace paceline {
 absl::StatusOr<std::vector<std::string>> ReadPromptFile(const std::string& path);
 
 // Token ids in [0, vocabulary), each a function of (seed, index, place) alone: a prompt does not
-// depend on how many others there are. tokens and vocabulary >= 1.
+// depend on how many others there are. tokens >= 0, vocabulary >= 1.
 std::vector<int32_t> SyntheticPrompt(int32_t tokens, int32_t vocabulary, uint64_t seed,
                                      int64_t index);
 

@@ -7,6 +7,7 @@
 #include "absl/status/status.h"
 #include "absl/strings/str_cat.h"
 #include "cli/bench/arrivals.h"
+#include "cli/bench/trace.h"
 #include "common/hash.h"
 #include "common/status_macros.h"
 
@@ -15,7 +16,7 @@ namespace {
 
 constexpr int64_t kSyntheticRequests = 32;
 // Streams of numbers that one seed is spread to.
-enum Stream : uint64_t { kRequestSeeds = 1, kPromptTokens, kPromptOrder, kArrivals };
+enum Stream : uint64_t { kRequestSeeds = 1, kPromptTokens, kPromptOrder, kArrivals, kBlockTokens };
 
 uint64_t SeedFor(uint64_t seed, Stream stream) { return HashCombine(seed, stream); }
 
@@ -67,15 +68,17 @@ absl::Status AddTrace(const BenchOptions& o, const ModelLimits& limits, Workload
   ASSIGN_OR_RETURN(const std::vector<TraceRow> rows,
                    ReadTrace(o.trace, o.requests > 0 ? o.requests : Workload::kUnbounded));
   for (const TraceRow& row : rows) {
-    const Duration arrival = Seconds(ToSeconds(row.arrival) / o.trace_speed);
+    const Duration arrival = Seconds(std::min(ToSeconds(row.arrival) / o.trace_speed, 1e9));
     if (o.duration > 0 && arrival >= Seconds(o.duration)) break;
     int32_t prompt = Scaled(row.prompt_tokens, o.length_scale);
     int32_t output = Scaled(row.output_tokens, o.length_scale);
     w->cut_rows += CutToContext(limits.context_length, &prompt, &output) ? 1 : 0;
     w->arrivals.push_back(arrival);
     w->synthetic_tokens.push_back(prompt);
+    w->prompt_blocks.push_back(row.blocks);
     w->max_tokens.push_back(output);
   }
+  w->block_tokens = Scaled(kTraceBlockTokens, o.length_scale);
   w->request_count = static_cast<int64_t>(w->arrivals.size());
   return absl::OkStatus();
 }
@@ -96,8 +99,29 @@ void PlanRequests(const BenchOptions& o, Workload* w) {
 BenchPrompt Workload::PromptOf(int64_t request) const {
   const auto i = static_cast<size_t>(request);
   if (!texts.empty()) return {.text = texts[i % texts.size()]};
-  return {.token_ids = SyntheticPrompt(synthetic_tokens[i % synthetic_tokens.size()],
-                                       vocabulary_size, SeedFor(seed, kPromptTokens), request)};
+  const int32_t length = synthetic_tokens[i % synthetic_tokens.size()];
+  BenchPrompt prompt;
+  if (!prompt_blocks.empty()) {
+    prompt.token_ids = TokensOfBlocks(prompt_blocks[i % prompt_blocks.size()], length);
+  }
+  const auto missing = length - static_cast<int32_t>(prompt.token_ids.size());
+  const std::vector<int32_t> own =
+      SyntheticPrompt(missing, vocabulary_size, SeedFor(seed, kPromptTokens), request);
+  prompt.token_ids.insert(prompt.token_ids.end(), own.begin(), own.end());
+  return prompt;
+}
+
+std::vector<int32_t> Workload::TokensOfBlocks(const std::vector<int64_t>& blocks,
+                                              int32_t length) const {
+  std::vector<int32_t> ids;
+  for (const int64_t block : blocks) {
+    const int32_t missing = length - static_cast<int32_t>(ids.size());
+    if (missing == 0) break;
+    const std::vector<int32_t> tokens = SyntheticPrompt(
+        std::min(block_tokens, missing), vocabulary_size, SeedFor(seed, kBlockTokens), block);
+    ids.insert(ids.end(), tokens.begin(), tokens.end());
+  }
+  return ids;
 }
 
 int32_t Workload::MaxTokensOf(int64_t request) const {

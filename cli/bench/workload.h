@@ -29,9 +29,12 @@ struct BenchPrompt {
 struct Workload {
   std::vector<std::string> texts;         // empty: prompts are synthetic
   std::vector<int32_t> synthetic_tokens;  // lengths of synthetic prompts
-  std::vector<int32_t> max_tokens;        // output tokens
-  int64_t request_count = 0;              // kUnbounded where only time bounds the run
-  std::vector<Duration> arrivals;         // open loop: one per request; closed loop: empty
+  // Of a trace that tells which prompts share prefixes (TraceRow::blocks); else empty.
+  std::vector<std::vector<int64_t>> prompt_blocks;
+  int32_t block_tokens = 0;
+  std::vector<int32_t> max_tokens;  // output tokens
+  int64_t request_count = 0;        // kUnbounded where only time bounds the run
+  std::vector<Duration> arrivals;   // open loop: one per request; closed loop: empty
   uint64_t seed = 0;
   int32_t vocabulary_size = 0;
   int64_t left_out_prompts = 0;  // longer than --max-prompt-bytes
@@ -42,6 +45,9 @@ struct Workload {
   BenchPrompt PromptOf(int64_t request) const;
   int32_t MaxTokensOf(int64_t request) const;
   uint64_t SeedOf(int64_t request) const;
+
+ private:
+  std::vector<int32_t> TokensOfBlocks(const std::vector<int64_t>& blocks, int32_t length) const;
 };
 
 // Reads files. NOT_FOUND or INVALID_ARGUMENT name the file and line, or the flag: no prompt is

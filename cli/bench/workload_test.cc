@@ -99,6 +99,27 @@ TEST(Workload, TraceGivesArrivalsAndLengths) {
   EXPECT_EQ(MakeWorkload(o, kLimits)->request_count, 2);
 }
 
+TEST(Workload, EqualBlocksOfATraceAreEqualTokens) {
+  const TestFile file(
+      "t.jsonl",
+      "{\"timestamp\": 0, \"input_length\": 600, \"output_length\": 5, \"hash_ids\": [3, 4]}\n"
+      "{\"timestamp\": 9, \"input_length\": 1100, \"output_length\": 5, \"hash_ids\": [3, 5]}\n");
+  BenchOptions o;
+  o.trace = file.path();
+  const auto w = MakeWorkload(o, {"m", 4096, 1000});
+  ASSERT_TRUE(w.ok()) << w.status();
+  const auto a = w->PromptOf(0).token_ids, b = w->PromptOf(1).token_ids;
+  ASSERT_EQ(a.size(), 600u);
+  ASSERT_EQ(b.size(), 1100u);  // behind its two blocks it has tokens of its own
+  EXPECT_TRUE(std::equal(a.begin(), a.begin() + 512, b.begin()));
+  EXPECT_NE(a[512], b[512]);
+  o.length_scale = 0.1;
+  const auto scaled = MakeWorkload(o, {"m", 4096, 1000});
+  const auto c = scaled->PromptOf(0).token_ids, d = scaled->PromptOf(1).token_ids;
+  ASSERT_EQ(c.size(), 60u);
+  EXPECT_TRUE(std::equal(c.begin(), c.begin() + 51, d.begin()));
+}
+
 TEST(Workload, RefusesWhatDoesNotFit) {
   BenchOptions o = Synthetic();
   o.prompt_tokens = 500;
