@@ -312,8 +312,8 @@ std::unique_ptr<v1::InferenceService::Stub> NarrowClient(const ApiServer& server
   arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
   arguments.SetInt(GRPC_ARG_HTTP2_STREAM_LOOKAHEAD_BYTES, 1 << 16);
   arguments.SetInt(GRPC_ARG_USE_LOCAL_SUBCHANNEL_POOL, 1);
-  return v1::InferenceService::NewStub(grpc::CreateCustomChannel(
-      server.address, grpc::InsecureChannelCredentials(), arguments));
+  return v1::InferenceService::NewStub(
+      grpc::CreateCustomChannel(server.address, grpc::InsecureChannelCredentials(), arguments));
 }
 
 TEST(ApiErrors, AClientThatDoesNotReadLosesItsStreamOnly) {

@@ -71,8 +71,14 @@ class ApiServer {
       target->Connect(id, Snapshot());
       return target;
     });
-    context_ = {&loop,  &directory,          &catalog,    &text, &codec,
-                &probe, &SteadyClock::Get(), settings.api};
+    context_ = {.loop = &loop,
+                .directory = &directory,
+                .catalog = &catalog,
+                .text = &text,
+                .resume = &codec,
+                .probe = &probe,
+                .clock = &SteadyClock::Get(),
+                .options = settings.api};
     inference_ = std::make_unique<InferenceServiceImpl>(context_);
     sessions_ = std::make_unique<SessionServiceImpl>(context_);
     cluster_ = std::make_unique<ClusterServiceImpl>(context_);

@@ -168,7 +168,7 @@ void ParseLogprobs(const v1::SamplingSpec& spec, SamplingParams* p, FieldChecker
 void ParseStopStrings(const v1::SamplingSpec& spec, ParsedGeneration* parsed, FieldChecker* check) {
   if (spec.stop_strings_size() == 0) return;
   check->Refuse(parsed->text == nullptr, "generation.sampling.stop_strings",
-                "this router has no tokenizer of the model");
+                "this router has no tokenizer of the model's workers");
   check->Require(spec.stop_strings_size() <= kMaxStopStrings, kSampling, "stop_strings",
                  absl::StrCat(spec.stop_strings_size(), " strings"), "at most 16 strings");
   for (const std::string& s : spec.stop_strings()) {
@@ -284,6 +284,9 @@ Refusal ParseGeneration(const v1::GenerationSpec& spec, const ServedModels& serv
   }
   parsed->request.model = parsed->model.name;
   parsed->text = catalog.Find(parsed->model.name);
+  // Ids without text, rather than the wrong text.
+  if (!spec.has_text() && CheckTokenizer(parsed->model, parsed->text, "")) parsed->text = nullptr;
+  if (parsed->text != nullptr) parsed->request.tokenizer = parsed->text->fingerprint;
   GenerationRequest& g = parsed->request.generation;
   g.request_id = spec.request_id().empty() ? RandomId() : spec.request_id();
   g.session_id = spec.session_id();

@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "router/service/router_test_parts.h"
+#include "router/service/tokenizer_watch.h"
 
 namespace paceline {
 namespace {
@@ -283,6 +284,28 @@ TEST_F(GenerationParserTest, TextNeedsTheWorkersTokenizer) {
   EXPECT_FALSE(Parse(spec));
   spec.mutable_sampling()->add_stop_strings("x");
   EXPECT_EQ(Parse(spec)->fields[0].field, "generation.sampling.stop_strings");
+}
+
+TEST_F(GenerationParserTest, IdsGoWithoutTextToWorkersWithAnotherTokenizer) {
+  GenerationSpec spec;
+  spec.mutable_token_ids()->add_ids(1);
+  ParsedGeneration parsed;
+  ASSERT_FALSE(Parse(spec, &parsed));
+  EXPECT_NE(parsed.text, nullptr);
+  EXPECT_EQ(parsed.request.tokenizer, "tok");
+  const auto odd = testing::Target("a:1", "m", "other");
+  served_ = FindServedModels({odd});
+  ParsedGeneration without;
+  ASSERT_FALSE(Parse(spec, &without));
+  EXPECT_EQ(without.text, nullptr);
+  EXPECT_EQ(without.request.tokenizer, "");
+  served_ = FindServedModels({odd, testing::Target("b:1", "m")});
+  ParsedGeneration mixed;
+  ASSERT_FALSE(Parse(Text("x"), &mixed));
+  EXPECT_EQ(mixed.request.tokenizer, "tok");
+  TokenizerWatch watch;
+  EXPECT_EQ(watch.Look(catalog_, {odd, testing::Target("b:1", "m")}), 1);
+  EXPECT_EQ(watch.Look(catalog_, {odd, testing::Target("c:1", "m", "third")}), 1);
 }
 
 TEST_F(GenerationParserTest, DraftWorkersServeNoModel) {
