@@ -158,10 +158,22 @@ absl::Status CpuRunner::CheckPlan(const StepPlan& plan) const {
 // --- A step ---
 
 absl::Status CpuRunner::Launch(const StepPlan& plan) {
-  if (results_.size() >= kMaxInFlight) return Fault(plan, "a third plan in flight");
+  if (plans_.size() >= kMaxInFlight) return Fault(plan, "a third plan in flight");
   if (const absl::Status checked = CheckPlan(plan); !checked.ok()) {
     return Fault(plan, std::string(checked.message()));
   }
+  plans_.push_back(plan);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepResult> CpuRunner::Wait() {
+  if (plans_.empty()) return absl::InternalError("CPU runner: Wait without Launch");
+  const StepPlan plan = std::move(plans_.front());
+  plans_.pop_front();
+  return Run(plan);
+}
+
+absl::StatusOr<StepResult> CpuRunner::Run(const StepPlan& plan) {
   for (const SlotBind& bind : plan.binds) {
     slots_[static_cast<size_t>(bind.slot)] = SlotState::FromBind(bind, info_);
   }
@@ -177,14 +189,6 @@ absl::Status CpuRunner::Launch(const StepPlan& plan) {
   kv_moves_.clear();
   for (const ResolvedSpan& run : step->spans) EmitSpan(plan, *step, run, &draw, &result);
   kv_.Copy(kv_moves_, pool_);
-  results_.push_back(std::move(result));
-  return absl::OkStatus();
-}
-
-absl::StatusOr<StepResult> CpuRunner::Wait() {
-  if (results_.empty()) return absl::InternalError("CPU runner: Wait without Launch");
-  StepResult result = std::move(results_.front());
-  results_.pop_front();
   return result;
 }
 

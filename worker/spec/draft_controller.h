@@ -19,9 +19,9 @@ namespace paceline {
 
 struct DraftControllerOptions {
   int32_t max_len = 8;
-  double ema = 0.1;           // of a request's own acceptance
+  double ema = 0.05;          // of a request's own acceptance
   double prior_ema = 0.01;    // of the priors
-  double prior_weight = 4;    // observations that the prior counts for
+  double prior_weight = 8;    // observations that the prior counts for
   double prior_remote = 0.6;  // acceptance before anything is known
   double prior_ngram = 0.4;
   int32_t first_probe = 256;  // steps at length 0 before the first probe; doubles up to ...

@@ -11,6 +11,10 @@ namespace {
 constexpr uint64_t kFirstBackoff = 64;  // steps; doubles up to ...
 constexpr int32_t kMaxRefusals = 7;
 
+// A drafter takes its even share times this, and a few sessions more, before others are preferred.
+constexpr double kDrafterOverload = 1.25;
+constexpr int32_t kFewSessions = 8;
+
 // Sessions of all targets. Its report may be older than what we have opened since.
 int32_t SessionsAt(const Drafter& drafter) {
   return std::max(drafter.sessions, drafter.load.sessions);
@@ -95,7 +99,7 @@ Drafter* DrafterTable::Pick(uint64_t key, uint64_t step) {
     ++taking;
   }
   if (taking == 0) return nullptr;
-  const double share = std::ceil(kDrafterOverload * total / taking);
+  const double share = kFewSessions + std::ceil(kDrafterOverload * total / taking);
   Drafter* best = nullptr;
   uint64_t best_score = 0;
   for (Drafter& d : drafters_) {

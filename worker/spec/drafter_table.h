@@ -77,7 +77,4 @@ class DrafterTable {
   std::vector<uint64_t> flushing_;  // sessions of the frame being sent
 };
 
-// How many sessions more than its even share a drafter takes before others are preferred.
-inline constexpr double kDrafterOverload = 1.25;
-
 }  // namespace paceline

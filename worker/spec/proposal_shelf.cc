@@ -19,7 +19,7 @@ size_t TotalTokens(const DraftProposal& proposal) {
 void ProposalShelf::Clear() {
   num_told_ = 0;
   proposals_.clear();
-  newest_base_ = kNone;
+  newest_base_ = judged_base_ = kNone;
 }
 
 void ProposalShelf::Told(int32_t base_len, std::span<const TokenId> in_flight) {
@@ -84,7 +84,8 @@ ProposalShelf::Passed ProposalShelf::Advance(std::span<const TokenId> tokens) {
   for (size_t i = 0; i < proposals_.size();) {
     Shelved& s = proposals_[i];
     const int32_t base = s.proposal.base_len;
-    const bool first = s.checked == base && len > base;
+    // Once per base: frames may come twice.
+    const bool first = base > judged_base_ && len > base;
     std::erase_if(s.proposal.branches, [&](const DraftBranch& branch) {
       if (Size(s, branch) <= len - base) return true;
       for (int32_t at = s.checked; at < len; ++at) {
@@ -96,6 +97,7 @@ ProposalShelf::Passed ProposalShelf::Advance(std::span<const TokenId> tokens) {
     const bool agrees = !s.proposal.branches.empty();
     if (first && s.proposal.kind == ProposalKind::kEnumerated) {
       ++(agrees ? passed.hits : passed.misses);
+      judged_base_ = base;
     }
     if (agrees) {
       ++i;

@@ -77,7 +77,8 @@ class ProposalShelf {
   size_t num_told_ = 0;              // since Clear
   std::vector<Shelved> proposals_;
   int32_t newest_base_ = kNone;
-  int32_t stale_ = 0;  // not yet reported
+  int32_t judged_base_ = kNone;  // whether it was foreseen is known
+  int32_t stale_ = 0;            // not yet reported
 };
 
 }  // namespace paceline

@@ -14,18 +14,12 @@ constexpr uint64_t kForgotten = 4096;  // steps after which the greatest buckets
 
 }  // namespace
 
-// Exact up to 8 rows, then four buckets per octave.
+// Exact up to 16 rows, then eight buckets per octave.
 int StepCost::Bucket(int32_t rows) {
-  if (rows <= 8) return std::max(rows, 1) - 1;
+  if (rows <= 16) return std::max(rows, 1) - 1;
   const int octave = std::bit_width(static_cast<uint32_t>(rows)) - 1;
-  const int quarter = ((rows - (1 << octave)) * 4) >> octave;
-  return std::min(8 + (octave - 3) * 4 + quarter, kBuckets - 1);
-}
-
-double StepCost::Rows(int bucket) {
-  if (bucket < 8) return bucket + 1;
-  const int octave = 3 + (bucket - 8) / 4;
-  return (1 << octave) * (1 + ((bucket - 8) % 4 + 0.5) / 4);
+  const int eighth = ((rows - (1 << octave)) * 8) >> octave;
+  return std::min(16 + (octave - 4) * 8 + eighth, kBuckets - 1);
 }
 
 void StepCost::Observe(int32_t rows, double seconds) {
@@ -40,11 +34,13 @@ void StepCost::Observe(int32_t rows, double seconds) {
   counts_[b] = std::min(counts_[b] + 1, static_cast<int32_t>(1 / kRate));
   if (counts_[b] == 1) {
     mean_[b] = value;
+    mean_rows_[b] = rows;
     deviation_[b] = value / 4;
   } else {
     const double limit = kHuber * deviation_[b];
     const double error = std::clamp(value - mean_[b], -limit, limit);
     mean_[b] += error / counts_[b];
+    mean_rows_[b] += (rows - mean_rows_[b]) / counts_[b];
     deviation_[b] += (std::abs(error) - deviation_[b]) / counts_[b];
     deviation_[b] = std::max(deviation_[b], mean_[b] / 100);
   }
@@ -65,7 +61,7 @@ void StepCost::Smooth() const {
   while (most > 0 && (counts_[most] == 0 || steps_ - seen_[most] > kForgotten)) --most;
   for (int b = 0; b < kBuckets; ++b) {
     if (counts_[b] == 0 || b > most) continue;
-    rows_[num_points_++] = Rows(b);
+    rows_[num_points_++] = mean_rows_[b];
     value[pools] = mean_[b];
     weight[pools] = counts_[b];
     members[pools++] = 1;
@@ -129,7 +125,13 @@ void StepCost::Seconds(int32_t rows, std::span<double> seconds) const {
 
 uint64_t StepCost::Age(int32_t rows) const {
   const int b = Bucket(rows);
-  return counts_[b] == 0 ? uint64_t{1} << 62 : steps_ - seen_[b];
+  // A few rows more or less change kernels only where there are few.
+  const int reach = b < 16 ? 0 : 3;
+  uint64_t age = uint64_t{1} << 62;
+  for (int i = b - reach; i <= std::min(b + reach, kBuckets - 1); ++i) {
+    if (counts_[i] > 0) age = std::min(age, steps_ - seen_[i]);
+  }
+  return age;
 }
 
 }  // namespace paceline

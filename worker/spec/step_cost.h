@@ -17,19 +17,19 @@ class StepCost {
   double Seconds(int32_t rows) const;
   // Of rows, rows + 1, ...
   void Seconds(int32_t rows, std::span<double> seconds) const;
-  // Steps since the bucket of these rows was last measured; a large number if never.
+  // Steps since about so many rows were last measured; a large number if never.
   uint64_t Age(int32_t rows) const;
 
  private:
-  static constexpr int kBuckets = 44;
+  static constexpr int kBuckets = 96;
   static int Bucket(int32_t rows);
-  static double Rows(int bucket);
   void Smooth() const;
   // Between measured points `next` - 1 and `next`, or outside of them.
   double Between(int next, int32_t rows) const;
   double Slope() const;
 
-  std::array<double, kBuckets> mean_{};  // over level_
+  std::array<double, kBuckets> mean_{};       // seconds over level_
+  std::array<double, kBuckets> mean_rows_{};  // of the same steps
   std::array<double, kBuckets> deviation_{};
   std::array<int32_t, kBuckets> counts_{};
   std::array<uint64_t, kBuckets> seen_{};
