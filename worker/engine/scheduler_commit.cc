@@ -90,8 +90,9 @@ void Scheduler::CommitPart(const Part& part, const SlotResult& result, TimePoint
   if (s->finish != FinishReason::kNone) FinishSequence(s, now);
 }
 
-// Committed entries, and those that plans in flight surely write. Near the sequence's end they may
-// count rows that an end in flight will cancel: the table bounds them.
+// Committed entries, and those of committed tokens that plans in flight write: no drafts, which are
+// waste until they are accepted. Near the sequence's end they may count rows that an end in flight
+// will cancel: the table bounds them.
 void Scheduler::SetLive(Sequence* s) {
   const int32_t capacity = static_cast<int32_t>(s->table.blocks.size()) * info_.block_size;
   blocks_.SetLive(&s->table, std::min(capacity, s->kv_len + s->pending_written));

@@ -150,7 +150,7 @@ void Scheduler::AddDecodeSpan(Sequence* s, SpecProposal proposal) {
   }
   AddPart(s, {.span = index,
               .rows = num_rows,
-              .written = ahead ? 1 : num_rows,
+              .written = 1,
               .drafts = drafts,
               .samples = true,
               .from_slot = ahead,
@@ -213,10 +213,7 @@ void Scheduler::AddPart(Sequence* s, const Part& part) {
   s->pending_drafts = part.drafts;
   s->pending_sample = part.samples;
   s->last_step = plan_.step;
-  // Slots that the step in flight writes count as live.
-  if (options_.launch_ahead && !part.follows) {
-    SetLive(s);
-  }
+  if (!part.follows) SetLive(s);
 }
 
 void Scheduler::Launched(TimePoint now) {

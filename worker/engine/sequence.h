@@ -51,7 +51,7 @@ struct Sequence {
   int32_t pending_steps = 0;
   int32_t pending_rows = 0;
   int32_t pending_drafts = 0;   // of the newest launched plan
-  int32_t pending_written = 0;  // rows surely written: all but those that need a matching branch
+  int32_t pending_written = 0;  // rows that are no drafts
   bool pending_sample = false;  // the newest launched plan samples for it
   bool pending_fork = false;    // its first token, in flight, shares a row with other samples
   uint64_t last_step = 0;       // newest plan that names it
