@@ -247,6 +247,7 @@ int Interrupted() {
 absl::StatusOr<int> RunSingle(const BenchOptions& o, const LoadDescription& d, Bench* bench) {
   bench->WarmUp(o.mode);
   ASSIGN_OR_RETURN(const Bench::RunResult run, bench->Run(o.mode, BenchModeName(o.mode)));
+  if (g_stop && run.outcomes.empty()) return Interrupted();
   const ServiceLimits limits{.ttft = o.slo_ttft, .tpot = o.slo_tpot};
   const RunSummary summary = Summarize(run.outcomes, limits);
   ModeFigures figures{.mode = o.mode, .summary = summary};
@@ -271,6 +272,7 @@ absl::StatusOr<int> RunComparison(const BenchOptions& o, const LoadDescription& 
       comparison.AddRun(mode, round, std::move(run.outcomes), run.activity);
     }
   }
+  if (g_stop && comparison.run_count() == 0) return Interrupted();
   const std::vector<ModeFigures> figures = comparison.Figures();
   RETURN_IF_ERROR(Publish(o, d, FormatComparison(comparison), ComparisonJson(comparison), figures));
   if (g_stop) return Interrupted();

@@ -24,6 +24,12 @@ BenchMode Comparison::reference() const {
   return plain ? BenchMode::kPlain : modes_.front();
 }
 
+int64_t Comparison::run_count() const {
+  int64_t count = 0;
+  for (const auto& [mode, rounds] : runs_) count += static_cast<int64_t>(rounds.size());
+  return count;
+}
+
 void Comparison::AddRun(BenchMode mode, int32_t round, std::vector<RequestOutcome> outcomes,
                         std::optional<SpecActivity> activity) {
   for (const RequestOutcome& outcome : outcomes) {

@@ -53,6 +53,7 @@ class Comparison {
   const std::vector<BenchMode>& modes() const { return modes_; }
   // What ratios refer to: plain, or the first mode where plain is not among them.
   BenchMode reference() const;
+  int64_t run_count() const;
   // In the order of modes(). Rounds that lack a run are left out of that mode's figures.
   std::vector<ModeFigures> Figures() const;
   const std::vector<Divergence>& divergences() const { return divergences_; }

@@ -41,6 +41,7 @@ TEST(Comparison, RatiosAreThoseOfTheSameRound) {
   EXPECT_EQ(figures[0].summary.completed, 2);
   EXPECT_TRUE(comparison.divergences().empty());
   EXPECT_EQ(comparison.compared(), 3);
+  EXPECT_EQ(comparison.run_count(), 4);
 }
 
 TEST(Comparison, FindsTheFirstTokenThatDiffers) {
