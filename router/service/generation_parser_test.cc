@@ -114,6 +114,25 @@ TEST_F(GenerationParserTest, TakesWhatIsGiven) {
   EXPECT_THAT(parsed.StopStringList(), ElementsAre("END"));
 }
 
+TEST_F(GenerationParserTest, TakesTheWaysOfDrafting) {
+  GenerationSpec spec = Text("the a");
+  auto* draft = spec.mutable_decoding()->mutable_draft();
+  ParsedGeneration parsed;
+  ASSERT_FALSE(Parse(spec, &parsed));
+  EXPECT_EQ(parsed.request.generation.decoding, DecodingMode::kDraft);
+  EXPECT_EQ(parsed.request.generation.draft_strategy, DraftStrategy::kDefault);
+  EXPECT_EQ(parsed.request.generation.draft_len, 0);
+  draft->set_draft_length(16);
+  for (const auto& [given, taken] : {std::pair(v1::DRAFT_STRATEGY_CHAIN, DraftStrategy::kChain),
+                                     {v1::DRAFT_STRATEGY_ENUMERATE, DraftStrategy::kEnumerate},
+                                     {v1::DRAFT_STRATEGY_SYNC, DraftStrategy::kSync}}) {
+    draft->set_strategy(given);
+    ASSERT_FALSE(Parse(spec, &parsed));
+    EXPECT_EQ(parsed.request.generation.draft_strategy, taken);
+    EXPECT_EQ(parsed.request.generation.draft_len, 16);
+  }
+}
+
 struct Rejection {
   const char* field;
   std::function<void(GenerationSpec*)> spoil;
@@ -145,7 +164,13 @@ TEST_F(GenerationParserTest, NamesTheFieldOfEveryRejection) {
       {"generation.priority", [](auto* s) { s->set_priority(INT32_MIN); }},
       {"generation.prompt_logprobs", [](auto* s) { s->set_prompt_logprobs(true); }},
       {"generation.decoding.draft.draft_length",
-       [](auto* s) { s->mutable_decoding()->mutable_draft()->set_draft_length(4); }},
+       [](auto* s) { s->mutable_decoding()->mutable_draft()->set_draft_length(17); }},
+      {"generation.decoding.draft.draft_length",
+       [](auto* s) { s->mutable_decoding()->mutable_draft()->set_draft_length(0); }},
+      {"generation.decoding.draft.strategy",
+       [](auto* s) {
+         s->mutable_decoding()->mutable_draft()->set_strategy(static_cast<v1::DraftStrategy>(9));
+       }},
       {"generation.decoding.ngram.max_ngram",
        [](auto* s) { s->mutable_decoding()->mutable_ngram()->set_max_ngram(4); }},
       {"generation.decoding.lookahead",
