@@ -4,6 +4,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <map>
+#include <optional>
 #include <random>
 
 #include <gtest/gtest.h>
@@ -23,6 +24,9 @@ struct Case {
   DraftSpeculatorOptions speculator;
   std::vector<ScriptedDrafterOptions> drafters;
   int32_t requests = 20;
+  bool at_once = false;                  // submitted before the first step
+  int32_t samples = 0;                   // of each request; 0 = at random
+  std::optional<DecodingMode> decoding;  // of each request; none = at random
   double cancel = 0;
 };
 
@@ -56,7 +60,7 @@ class Run {
     int32_t submitted = 0;
     int32_t idle = 0;
     while (finished_ < case_.requests) {
-      if (submitted < case_.requests && rng_() % 3 == 0) Submit(submitted++);
+      while (submitted < case_.requests && (case_.at_once || rng_() % 3 == 0)) Submit(submitted++);
       if (submitted > 0 && Chance(case_.cancel)) {
         const RequestHandle handle = rng_() % submitted;
         cancelled_[handle] = true;
@@ -80,6 +84,7 @@ class Run {
     }
     outcome.counters = speculator_->counters();
     Check();
+    CheckQuiescent();
     return outcome;
   }
   DraftSpeculator& speculator() { return *speculator_; }
@@ -108,9 +113,15 @@ class Run {
     if (rng_() % 4 == 0) sampling.top_logprobs = 2;
     sampling.ignore_eos = rng_() % 2 == 0;
     request.num_samples = rng_() % 4 == 0 ? 3 : 1;
+    if (case_.samples > 0) request.num_samples = case_.samples;
     request.priority = static_cast<int32_t>(rng_() % 2);
     request.cache_salt = rng_() % 5 == 0 ? "salt" : "";
-    request.decoding = static_cast<DecodingMode>(rng_() % 4);
+    request.decoding = case_.decoding.value_or(static_cast<DecodingMode>(rng_() % 4));
+    if (case_.decoding) {
+      sampling.max_tokens = 60;
+      sampling.ignore_eos = true;
+      sampling.stop_token_ids.clear();
+    }
     requests_[handle] = request;
     if (const absl::Status status = engine_->Submit(handle, request); !status.ok()) {
       ADD_FAILURE() << status.ToString();
@@ -139,6 +150,14 @@ class Run {
         if (cut_[handle]) truth.resize(std::min(truth.size(), got.size()));
         EXPECT_EQ(got, truth) << "request " << handle << " sample " << sample;
       }
+    }
+  }
+
+  // Nothing is left of sequences that have gone.
+  void CheckQuiescent() {
+    EXPECT_EQ(speculator_->mailbox().num_slots(), 0u);
+    for (const auto& [name, sessions] : speculator_->SessionsByLink()) {
+      EXPECT_EQ(sessions, 0) << name;
     }
   }
 
@@ -282,28 +301,75 @@ TEST(DraftFuzzTest, NoDrafterChangesATokenOrStopsAStep) {
   }
 }
 
+// All at once, so that steps can be compared; each long enough for drafts to matter.
+Case Batch(uint64_t seed) {
+  Case c = BaseCase(seed);
+  c.requests = 8;
+  c.at_once = true;
+  c.samples = 1;
+  c.decoding = DecodingMode::kDraft;
+  c.engine.max_drafts = 8;
+  return c;
+}
+
 TEST(DraftFuzzTest, AGoodDrafterSavesSteps) {
   for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate, RemoteMode::kSync}) {
     for (bool ahead : {false, true}) {
-      Case c = BaseCase(Seed());
+      SCOPED_TRACE(std::string("mode ") + std::to_string(static_cast<int>(mode)) +
+                   (ahead ? " ahead" : ""));
+      Case c = Batch(Seed());
       c.speculator.remote = mode;
+      c.speculator.ngram = false;
       c.engine.launch_ahead = ahead;
       const Outcome plain = Expect(c);
-      c.drafters = {Good(c)};
+      c.drafters = {Good(c, 1.0), Good(c, 1.0)};
       const Outcome drafted = Expect(c);
-      const SpecCounters& n = drafted.counters;
-      std::printf(
-          "mode %d ahead %d: steps %lld against %lld; drafted %llu accepted %llu; full %llu "
-          "partial %llu ngram %llu none %llu; hits %llu misses %llu; late %llu waits %llu\n",
-          static_cast<int>(mode), ahead, static_cast<long long>(drafted.steps),
-          static_cast<long long>(plain.steps), (unsigned long long)n.drafted,
-          (unsigned long long)n.accepted, (unsigned long long)n.steps_full,
-          (unsigned long long)n.steps_partial, (unsigned long long)n.steps_ngram,
-          (unsigned long long)n.steps_none, (unsigned long long)n.outcome_hits,
-          (unsigned long long)n.outcome_misses, (unsigned long long)n.proposals_late,
-          (unsigned long long)n.sync_waits);
-      EXPECT_GT(n.accepted, 0u);
+      EXPECT_LT(drafted.steps, 0.5 * plain.steps);
+      EXPECT_GT(drafted.counters.accepted, 0u);
+      EXPECT_EQ(drafted.counters.accepted, drafted.counters.drafted);
+      EXPECT_EQ(drafted.counters.outcome_misses, 0u);
+      EXPECT_EQ(drafted.counters.nacks, 0u);
+      EXPECT_EQ(drafted.counters.outcome_hits > 0, mode == RemoteMode::kEnumerate);
     }
+  }
+}
+
+// Whatever the drafter does, no step is waited for: with the cost of rows left out, the batch is
+// done in as many steps as without it.
+TEST(DraftFuzzTest, NoDrafterCostsAStep) {
+  for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate}) {
+    for (bool ahead : {false, true}) {
+      Case c = Batch(Seed());
+      c.speculator.remote = mode;
+      c.engine.launch_ahead = ahead;
+      c.speculator.ngram = false;
+      const Outcome plain = Expect(c);
+      std::vector<ScriptedDrafterOptions> bad(6, Good(c, 0.5));
+      bad[0].silent = 1;
+      bad[1].random = 1;
+      bad[2].garbage = 0.5;
+      bad[3].die = 0.2;
+      bad[3].recover = 0.2;
+      bad[4].min_delay = 3;
+      bad[4].max_delay = 30;
+      bad[5].refuse_send = 1;
+      for (const ScriptedDrafterOptions& drafter : bad) {
+        c.drafters = {drafter};
+        EXPECT_LE(Expect(c).steps, plain.steps);
+      }
+    }
+  }
+}
+
+// The leader's prompt takes several chunks, and steps are launched before its first token is known.
+TEST(DraftFuzzTest, SamplesForkFromAPromptOfSeveralChunks) {
+  for (uint64_t i = 0; i < 10; ++i) {
+    Case c = Batch(Seed() + i);
+    c.engine.launch_ahead = true;
+    c.engine.prefill_chunk = 5;
+    c.samples = 3;
+    c.runner.max_slots = 24;
+    Expect(c);
   }
 }
 

@@ -63,8 +63,8 @@ const DraftController::Curve& DraftController::Prior(int route, int32_t bucket) 
 }
 
 template <typename Use>
-void DraftController::WalkSurvival(const DraftRequest& request, Use use) const {
-  const int route = request.ngram ? 1 : 0;
+void DraftController::WalkSurvival(const DraftRequest& request, bool ngram, Use use) const {
+  const int route = ngram ? 1 : 0;
   const Curve& prior = Prior(route, request.temperature_bucket);
   const int32_t most = std::min(options_.max_len, request.max_len);
   double relative = 1;
@@ -81,7 +81,7 @@ void DraftController::WalkSurvival(const DraftRequest& request, Use use) const {
 
 double DraftController::SurvivalAt(const DraftRequest& request, int32_t position) const {
   double found = 0;
-  WalkSurvival(request, [&](int32_t i, double survival) {
+  WalkSurvival(request, request.ngram, [&](int32_t i, double survival) {
     if (i == position) found = survival;
     return i < position;
   });
@@ -89,23 +89,24 @@ double DraftController::SurvivalAt(const DraftRequest& request, int32_t position
 }
 
 int32_t DraftController::CoverLen(const DraftRequest& request) const {
-  DraftRequest cover = request;
-  cover.ngram = !request.ngram;
   int32_t len = 0;
-  WalkSurvival(cover, [&](int32_t, double survival) {
-    if (survival < least_survival_) return false;
-    return ++len < request.planned;
+  WalkSurvival(request, !request.ngram, [&](int32_t, double survival) {
+    if (len >= request.planned || survival < least_survival_) return false;
+    ++len;
+    return true;
   });
-  return std::min(len, request.planned);
+  return len;
+}
+
+// Acceptance of the first draft.
+double DraftController::First(const DraftRequest& request, int route) const {
+  const double prior = Prior(route, request.temperature_bucket)[0];
+  return request.survival[route].Conditional(0, prior, options_.prior_weight);
 }
 
 bool DraftController::PrefersNgram(const DraftRequest& request) const {
-  if (request.survival[1].observations(0) < kNgramObservations) return false;
-  DraftRequest remote = request;
-  DraftRequest ngram = request;
-  remote.ngram = false;
-  ngram.ngram = true;
-  return SurvivalAt(ngram, 0) > SurvivalAt(remote, 0);
+  return request.survival[1].observations(0) >= kNgramObservations &&
+         First(request, 1) > First(request, 0);
 }
 
 void DraftController::EndStep(const StepSummary& step) {
@@ -177,7 +178,7 @@ void DraftController::PlanByGoodput(std::span<DraftRequest* const> requests) {
   slots_.clear();
   for (size_t r = 0; r < requests.size(); ++r) {
     if (!requests[r]->probe) requests[r]->planned = 0;
-    WalkSurvival(*requests[r], [&](int32_t, double survival) {
+    WalkSurvival(*requests[r], requests[r]->ngram, [&](int32_t, double survival) {
       slots_.push_back({survival, static_cast<int32_t>(r)});
       return survival > kLeastSurvival;
     });

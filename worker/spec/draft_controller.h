@@ -88,7 +88,8 @@ class DraftController {
   const Curve& Prior(int route, int32_t bucket) const;
   // Calls use(i, survival) for positions from 0 while it answers true.
   template <typename Use>
-  void WalkSurvival(const DraftRequest& request, Use use) const;
+  void WalkSurvival(const DraftRequest& request, bool ngram, Use use) const;
+  double First(const DraftRequest& request, int route) const;
   void JudgeEngine(const StepSummary& step);
   void SortSlots();
   void PlanByGoodput(std::span<DraftRequest* const> requests);
