@@ -18,9 +18,11 @@ namespace paceline {
 namespace {
 
 struct UpOptions {
-  std::string model, draft, device = "auto", log_level = "warn", speculation = "auto";
+  std::string model, draft, device = "auto", log_level = "warn", speculation = "auto",
+                            draft_strategy = "enumerate";
   int32_t targets = 1, drafts = 1, port = 0, threads = 0, kv_blocks = 0;
   std::string launch_ahead = "off";
+  double synthetic_acceptance = 0;
 };
 
 // One started worker: what `up` prints of it.
@@ -73,6 +75,10 @@ std::vector<std::string> WorkerCommand(const UpOptions& options, const std::stri
   if (target) {
     argv.push_back(absl::StrCat("--speculation=", options.speculation));
     argv.push_back(absl::StrCat("--launch-ahead=", options.launch_ahead));
+    argv.push_back(absl::StrCat("--draft-strategy=", options.draft_strategy));
+  }
+  if (options.synthetic_acceptance > 0) {
+    argv.push_back(absl::StrCat("--synthetic-acceptance=", options.synthetic_acceptance));
   }
   return argv;
 }
@@ -181,6 +187,10 @@ absl::Status ParseUp(int argc, const char* const* argv, UpOptions* options) {
   flags.Add("kv-blocks", &options->kv_blocks, "KV blocks per worker; 0 = the worker's default");
   flags.AddChoice("speculation", &options->speculation, {"auto", "always", "off"},
                   "the targets' default");
+  flags.AddChoice("draft-strategy", &options->draft_strategy, {"chain", "enumerate", "sync"},
+                  "how targets use draft workers");
+  flags.Add("synthetic-acceptance", &options->synthetic_acceptance,
+            "for benchmarks: tokens follow from seed and position, and drafts hit this often");
   flags.AddChoice("launch-ahead", &options->launch_ahead, {"on", "off"},
                   "targets launch a step before the last is read");
   flags.Add("log-level", &options->log_level, "log level of all processes");

@@ -32,7 +32,7 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
   flags->Add("max-drafts", &f->max_drafts, "draft tokens per sequence and step at most");
   flags->AddChoice("speculation", &f->speculation, {"auto", "always", "off"},
                    "for requests that leave it to the worker");
-  flags->AddChoice("draft-mode", &f->draft_mode, {"chain", "enumerate", "sync"},
+  flags->AddChoice("draft-strategy", &f->draft_strategy, {"chain", "enumerate", "sync"},
                    "how draft workers are used; sync is for comparison");
   flags->AddChoice("launch-ahead", &f->launch_ahead, {"on", "off"},
                    "launch a step before the last one is read");

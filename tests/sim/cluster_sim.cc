@@ -243,7 +243,7 @@ void ClusterSim::BootTarget(int id) {
   t.runner = runner.get();
   DraftSpeculatorOptions spec;
   spec.vocab_size = kVocab;
-  spec.remote = options_.mode;
+  spec.strategy = options_.strategy;
   auto speculator = std::make_unique<DraftSpeculator>(spec);
   t.speculator = speculator.get();
   LinkTarget(&t, speculator.get());

@@ -25,7 +25,7 @@ struct ClusterSimOptions {
   Duration span = std::chrono::seconds(3);  // requests arrive and faults happen within it
   int32_t target_blocks = 200, drafter_blocks = 400;
   bool launch_ahead = false;
-  RemoteMode mode = RemoteMode::kEnumerate;
+  DraftStrategy strategy = DraftStrategy::kEnumerate;
   double agreement = 0.8;  // of the drafters' model
   bool wrong_weights = false;
   SimWireOptions wire;

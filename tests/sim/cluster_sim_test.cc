@@ -90,8 +90,8 @@ TEST_P(ClusterSims, EveryTokenIsTheModelsOwn) {
 INSTANTIATE_TEST_SUITE_P(
     All, ClusterSims,
     ::testing::Values(
-        Case{"Calm", {}}, Case{"Chain", {.mode = RemoteMode::kChain}},
-        Case{"Sync", {.mode = RemoteMode::kSync}}, Case{"NoDrafter", {.drafters = 0}},
+        Case{"Calm", {}}, Case{"Chain", {.strategy = DraftStrategy::kChain}},
+        Case{"Sync", {.strategy = DraftStrategy::kSync}}, Case{"NoDrafter", {.drafters = 0}},
         Case{"SmallPools", {.target_blocks = 40, .drafter_blocks = 40}},
         Case{"WrongWeights", {.wrong_weights = true}},
         Case{"BadWires",

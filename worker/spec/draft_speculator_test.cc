@@ -20,6 +20,8 @@ struct Seq {
   int32_t prompt_len = 0;
   int32_t max_len = 1000;
   DecodingMode mode = DecodingMode::kDraft;
+  DraftStrategy strategy = DraftStrategy::kDefault;
+  int32_t draft_len = 0;
   std::string salt;
   SamplingParams sampling;
 
@@ -29,6 +31,8 @@ struct Seq {
             .prompt_len = prompt_len,
             .max_len = max_len,
             .mode = mode,
+            .strategy = strategy,
+            .draft_len = draft_len,
             .sampling = &sampling,
             .cache_salt = salt};
   }
@@ -39,7 +43,7 @@ class DraftSpeculatorTest : public testing::Test {
  protected:
   DraftSpeculatorTest() {
     options_.vocab_size = 100;
-    options_.remote = RemoteMode::kChain;
+    options_.strategy = DraftStrategy::kChain;
     options_.draft_len = 3;
     options_.ngram = false;
   }
@@ -226,7 +230,7 @@ TEST_F(DraftSpeculatorTest, AMissIsCoveredByTheText) {
 // --- Enumeration ---
 
 TEST_F(DraftSpeculatorTest, TheBranchOfTheOutcomeIsTheNextDraft) {
-  options_.remote = RemoteMode::kEnumerate;
+  options_.strategy = DraftStrategy::kEnumerate;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -250,8 +254,23 @@ TEST_F(DraftSpeculatorTest, TheBranchOfTheOutcomeIsTheNextDraft) {
   EXPECT_EQ(speculator_->counters().outcome_misses, 1u);
 }
 
+TEST_F(DraftSpeculatorTest, ARequestMayChooseStrategyAndLength) {
+  options_.strategy = DraftStrategy::kChain;
+  Start();
+  Seq seq = New(1);
+  seq.strategy = DraftStrategy::kEnumerate;
+  seq.draft_len = 6;
+  Begin(seq);
+  const DraftCommit commit = LastCommit();
+  EXPECT_EQ(commit.want_len, 6);
+  EXPECT_EQ(commit.want_branches, 24);
+  Seq other = New(2);
+  Begin(other);
+  EXPECT_EQ(LastCommit().want_branches, 0);
+}
+
 TEST_F(DraftSpeculatorTest, BranchesAreSharedOut) {
-  options_.remote = RemoteMode::kEnumerate;
+  options_.strategy = DraftStrategy::kEnumerate;
   options_.branch_rows = 32;
   Start();
   std::vector<Seq> seqs;
@@ -285,7 +304,7 @@ TEST_F(DraftSpeculatorTest, BranchesAreSharedOut) {
 // --- Launch-ahead ---
 
 TEST_F(DraftSpeculatorTest, AheadABranchForEachOutcome) {
-  options_.remote = RemoteMode::kEnumerate;
+  options_.strategy = DraftStrategy::kEnumerate;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -393,7 +412,7 @@ TEST_F(DraftSpeculatorTest, FewSequencesGetTrees) {
 // --- Sync ---
 
 TEST_F(DraftSpeculatorTest, SyncWaitsForThisVeryBase) {
-  options_.remote = RemoteMode::kSync;
+  options_.strategy = DraftStrategy::kSync;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -415,7 +434,7 @@ TEST_F(DraftSpeculatorTest, SyncWaitsForThisVeryBase) {
 }
 
 TEST_F(DraftSpeculatorTest, SyncWaitsAreBounded) {
-  options_.remote = RemoteMode::kSync;
+  options_.strategy = DraftStrategy::kSync;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -431,7 +450,7 @@ TEST_F(DraftSpeculatorTest, SyncWaitsAreBounded) {
 }
 
 TEST_F(DraftSpeculatorTest, SyncWaitsForNobodyWhoIsNotThere) {
-  options_.remote = RemoteMode::kSync;
+  options_.strategy = DraftStrategy::kSync;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -445,8 +464,8 @@ TEST_F(DraftSpeculatorTest, SyncWaitsForNobodyWhoIsNotThere) {
 }
 
 TEST_F(DraftSpeculatorTest, OtherModesNeverWait) {
-  for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate}) {
-    options_.remote = mode;
+  for (DraftStrategy strategy : {DraftStrategy::kChain, DraftStrategy::kEnumerate}) {
+    options_.strategy = strategy;
     Start();
     Seq seq = New(1);
     Begin(seq);
