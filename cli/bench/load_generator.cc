@@ -17,6 +17,9 @@ namespace paceline {
 namespace {
 
 constexpr Duration kProgressInterval = std::chrono::milliseconds(200);
+// A closed loop would spin on failures, which come at once.
+constexpr Duration kPauseAfterFailure = std::chrono::milliseconds(5);
+constexpr int64_t kMaxUnavailableInRow = 64;
 
 void SetMode(BenchMode mode, int32_t draft_length, v1::DecodingSpec* decoding) {
   const auto draft = [&](v1::DraftStrategy strategy) {
@@ -84,6 +87,8 @@ class Tally {
     std::lock_guard lock(mutex_);
     --in_flight_;
     if (!outcome.ok()) ++failed_;
+    last_failed_ = !outcome.ok();
+    unavailable_in_row_ = outcome.code == "UNAVAILABLE" ? unavailable_in_row_ + 1 : 0;
     outcomes_.push_back(std::move(outcome));
     changed_.notify_all();  // under the lock: the waiter may destroy this right after
   }
@@ -94,6 +99,14 @@ class Tally {
     std::unique_lock lock(mutex_);
     const auto reached = [&] { return in_flight_ < below; };
     return changed_.wait_until(lock, until, reached);
+  }
+  bool last_failed() const {
+    std::lock_guard lock(mutex_);
+    return last_failed_;
+  }
+  int64_t unavailable_in_row() const {
+    std::lock_guard lock(mutex_);
+    return unavailable_in_row_;
   }
   LoadProgress Progress() const {
     std::lock_guard lock(mutex_);
@@ -110,7 +123,8 @@ class Tally {
  private:
   mutable std::mutex mutex_;
   std::condition_variable changed_;
-  int64_t in_flight_ = 0, failed_ = 0;
+  int64_t in_flight_ = 0, failed_ = 0, unavailable_in_row_ = 0;
+  bool last_failed_ = false;
   std::vector<RequestOutcome> outcomes_;
   std::atomic<int64_t> tokens_ = 0;
 };
@@ -234,6 +248,8 @@ class Dispatcher {
         AwaitTime(start_ + workload_.arrivals[static_cast<size_t>(i)]);
       } else {
         AwaitBelow(limits_.concurrency);
+        if (tally_.last_failed()) AwaitTime(SteadyClock::Get().Now() + kPauseAfterFailure);
+        if (tally_.unavailable_in_row() >= kMaxUnavailableInRow) break;
         if (SteadyClock::Get().Now() - start_ >= limits_.duration) break;
       }
       if (Stopped()) break;

@@ -1,7 +1,8 @@
 // Sends the requests of a workload to a router and times what comes back. Streams run on gRPC's
 // callback threads, of which there are few however many requests are in flight.
 //
-// A closed loop keeps `concurrency` requests in flight. An open loop starts each request at its
+// A closed loop keeps `concurrency` requests in flight; it ends early when nobody answers (64 times
+// UNAVAILABLE in a row). An open loop starts each request at its
 // arrival, whatever is still in flight, and counts its latencies from there: a stall of the cluster
 // (or of this client) shows in the latencies of all requests that arrive during it.
 #pragma once

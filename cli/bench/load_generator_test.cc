@@ -299,6 +299,13 @@ TEST(LoadGenerator, NobodyThere) {
   for (const RequestOutcome& o : outcomes) EXPECT_EQ(o.code, "UNAVAILABLE");
 }
 
+TEST(LoadGenerator, ClosedLoopGivesUpOnADeadRouter) {
+  const auto outcomes = RunLoad(NewChannel("127.0.0.1:1"), SyntheticWorkload(1), {},
+                                {.requests = Workload::kUnbounded, .concurrency = 2}, nullptr);
+  EXPECT_GE(outcomes.size(), 64u);
+  EXPECT_LE(outcomes.size(), 66u);
+}
+
 TEST(LoadGenerator, DurationEndsAnUnboundedRun) {
   FakeInference fake(Good);
   const auto outcomes = RunLoad(

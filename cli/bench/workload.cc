@@ -143,11 +143,15 @@ absl::StatusOr<Workload> MakeWorkload(const BenchOptions& options, const ModelLi
   workload.vocabulary_size = limits.vocabulary_size;
   if (!options.trace.empty()) {
     RETURN_IF_ERROR(AddTrace(options, limits, &workload));
-    return workload;
+  } else {
+    RETURN_IF_ERROR(options.prompts.empty() ? AddSyntheticPrompts(options, limits, &workload)
+                                            : AddFilePrompts(options, &workload));
+    PlanRequests(options, &workload);
   }
-  RETURN_IF_ERROR(options.prompts.empty() ? AddSyntheticPrompts(options, limits, &workload)
-                                          : AddFilePrompts(options, &workload));
-  PlanRequests(options, &workload);
+  if (workload.request_count == 0) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("no request arrives within --duration ", options.duration));
+  }
   return workload;
 }
 

@@ -61,6 +61,9 @@ TEST(Workload, CountByRequestsDurationOrPrompts) {
   const auto open = MakeWorkload(o, kLimits);
   EXPECT_EQ(open->request_count, static_cast<int64_t>(open->arrivals.size()));
   EXPECT_THAT(open->arrivals, Each(testing::Lt(Seconds(2))));
+  o.rate = 0.001;
+  EXPECT_THAT(std::string(MakeWorkload(o, kLimits).status().message()),
+              HasSubstr("no request arrives within --duration 2"));
 }
 
 TEST(Workload, LongPromptsAreLeftOut) {
