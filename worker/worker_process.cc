@@ -39,6 +39,10 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
   options.block_size = f.block_size;
   options.max_slots = f.max_sequences;
   options.max_context = f.max_context;
+  if (f.synthetic_acceptance > 0) {
+    options.synthetic_acceptance =
+        f.role == "draft" ? f.synthetic_acceptance : SyntheticTokens::kTruth;
+  }
   ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
   return std::unique_ptr<Runner>(std::move(runner));
 }

@@ -28,6 +28,7 @@ struct WorkerFlags {
           max_waiting = 256, max_sequences = 64, max_context = 0, max_drafts = 8,
           drain_timeout = 600;
   int64_t kv_bytes = int64_t{256} << 20;
+  double synthetic_acceptance = 0;
   bool prefix_cache = true;
 };
 

@@ -14,6 +14,7 @@
 #include "router/service/router_loop.h"
 #include "router/service/serving_error_proto.h"
 #include "router/service/text_executor.h"
+#include "router/service/tokenizer_watch.h"
 
 namespace paceline {
 
@@ -37,6 +38,7 @@ struct ApiContext {
   const ResumeTokenCodec* resume = nullptr;
   RequestProbe* probe = nullptr;
   const Clock* clock = nullptr;
+  TokenizerWatch* tokenizers = nullptr;
   ApiOptions options;
 };
 

@@ -71,8 +71,14 @@ class ApiServer {
       target->Connect(id, Snapshot());
       return target;
     });
-    context_ = {&loop,  &directory,          &catalog,    &text, &codec,
-                &probe, &SteadyClock::Get(), settings.api};
+    context_ = {.loop = &loop,
+                .directory = &directory,
+                .catalog = &catalog,
+                .text = &text,
+                .resume = &codec,
+                .probe = &probe,
+                .clock = &SteadyClock::Get(),
+                .options = settings.api};
     inference_ = std::make_unique<InferenceServiceImpl>(context_);
     sessions_ = std::make_unique<SessionServiceImpl>(context_);
     cluster_ = std::make_unique<ClusterServiceImpl>(context_);
@@ -85,7 +91,8 @@ class ApiServer {
     builder.RegisterService(cluster_.get());
     server_ = builder.BuildAndStart();
     CHECK(server_ != nullptr);
-    channel = NewChannel(WithPort("127.0.0.1:0", port));
+    address = WithPort("127.0.0.1:0", port);
+    channel = NewChannel(address);
     inference = v1::InferenceService::NewStub(channel);
     sessions = v1::SessionService::NewStub(channel);
     cluster = v1::ClusterService::NewStub(channel);
@@ -97,9 +104,15 @@ class ApiServer {
     }));
   }
   ~ApiServer() {
-    server_->Shutdown(std::chrono::system_clock::now() + std::chrono::seconds(1));
+    Shutdown(std::chrono::seconds(1));
     for (auto& t : targets) t->Stop();
     loop.Stop();
+  }
+
+  // Calls that are not over after `limit` are cancelled.
+  void Shutdown(Duration limit) {
+    server_->Shutdown(std::chrono::system_clock::now() +
+                      std::chrono::duration_cast<std::chrono::system_clock::duration>(limit));
   }
 
   static WorkerSnapshot Snapshot() {
@@ -122,6 +135,7 @@ class ApiServer {
   ResumeTokenCodec codec{SipKey{7}};
   CountingProbe probe;
   std::vector<std::shared_ptr<FakeTarget>> targets;
+  std::string address;
   std::shared_ptr<grpc::Channel> channel;
   std::unique_ptr<v1::InferenceService::Stub> inference;
   std::unique_ptr<v1::SessionService::Stub> sessions;

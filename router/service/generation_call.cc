@@ -41,8 +41,10 @@ void GenerationCall::Begin(const v1::GenerationSpec* spec) {
   spec_ = spec;
   received_ = api_->clock->Now();
   deadline_ = DeadlineOf(*context_, received_, api_->options.deadline_margin);
-  auto refusal = ParseGeneration(*spec, FindServedModels(api_->directory->Members()),
-                                 *api_->catalog, deadline_, &parsed_);
+  const std::vector<ClusterDirectory::Member> members = api_->directory->Members();
+  api_->tokenizers->Look(*api_->catalog, members);
+  auto refusal =
+      ParseGeneration(*spec, FindServedModels(members), *api_->catalog, deadline_, &parsed_);
   api_->probe->Overhead(OverheadStage::kParse, api_->clock->Now() - received_);
   if (refusal) return Fail(*std::move(refusal));
   size_t bytes = spec->text().size() + 4 * static_cast<size_t>(spec->token_ids().ids_size());

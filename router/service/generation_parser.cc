@@ -69,7 +69,34 @@ void CheckImplemented(const v1::GenerationSpec& spec, FieldChecker* check) {
   check->Refuse(spec.prompt_logprobs(), "generation.prompt_logprobs", "it is not implemented");
 }
 
-Refusal ParseDecoding(const v1::DecodingSpec& spec, DecodingMode* mode) {
+Refusal ParseDraft(const v1::DraftDecoding& spec, GenerationRequest* generation) {
+  const std::string field = "generation.decoding.draft.";
+  switch (spec.strategy()) {
+    case v1::DRAFT_STRATEGY_UNSPECIFIED:
+      break;
+    case v1::DRAFT_STRATEGY_CHAIN:
+      generation->draft_strategy = DraftStrategy::kChain;
+      break;
+    case v1::DRAFT_STRATEGY_ENUMERATE:
+      generation->draft_strategy = DraftStrategy::kEnumerate;
+      break;
+    case v1::DRAFT_STRATEGY_SYNC:
+      generation->draft_strategy = DraftStrategy::kSync;
+      break;
+    default:
+      return ServingError::InvalidField(
+          field + "strategy", absl::StrCat(spec.strategy(), " is no strategy that is known"));
+  }
+  if (!spec.has_draft_length()) return std::nullopt;
+  generation->draft_len = spec.draft_length();
+  if (spec.draft_length() >= 1 && spec.draft_length() <= kMaxDraftLen) return std::nullopt;
+  return ServingError::InvalidField(
+      field + "draft_length",
+      absl::StrCat("it is ", spec.draft_length(), "; it must be in [1, ", kMaxDraftLen, "]"));
+}
+
+Refusal ParseDecoding(const v1::DecodingSpec& spec, GenerationRequest* generation) {
+  DecodingMode* mode = &generation->decoding;
   const auto refuse = [](const char* field) {
     return ServingError::InvalidField(absl::StrCat("generation.decoding.", field),
                                       "it is not implemented");
@@ -84,8 +111,7 @@ Refusal ParseDecoding(const v1::DecodingSpec& spec, DecodingMode* mode) {
       return std::nullopt;
     case v1::DecodingSpec::kDraft:
       *mode = DecodingMode::kDraft;
-      if (spec.draft().has_draft_length()) return refuse("draft.draft_length");
-      return std::nullopt;
+      return ParseDraft(spec.draft(), generation);
     case v1::DecodingSpec::kNgram:
       *mode = DecodingMode::kNgram;
       if (spec.ngram().has_max_ngram()) return refuse("ngram.max_ngram");
@@ -168,7 +194,7 @@ void ParseLogprobs(const v1::SamplingSpec& spec, SamplingParams* p, FieldChecker
 void ParseStopStrings(const v1::SamplingSpec& spec, ParsedGeneration* parsed, FieldChecker* check) {
   if (spec.stop_strings_size() == 0) return;
   check->Refuse(parsed->text == nullptr, "generation.sampling.stop_strings",
-                "this router has no tokenizer of the model");
+                "this router has no tokenizer of the model's workers");
   check->Require(spec.stop_strings_size() <= kMaxStopStrings, kSampling, "stop_strings",
                  absl::StrCat(spec.stop_strings_size(), " strings"), "at most 16 strings");
   for (const std::string& s : spec.stop_strings()) {
@@ -284,6 +310,9 @@ Refusal ParseGeneration(const v1::GenerationSpec& spec, const ServedModels& serv
   }
   parsed->request.model = parsed->model.name;
   parsed->text = catalog.Find(parsed->model.name);
+  // Ids without text, rather than the wrong text.
+  if (!spec.has_text() && CheckTokenizer(parsed->model, parsed->text, "")) parsed->text = nullptr;
+  if (parsed->text != nullptr) parsed->request.tokenizer = parsed->text->fingerprint;
   GenerationRequest& g = parsed->request.generation;
   g.request_id = spec.request_id().empty() ? RandomId() : spec.request_id();
   g.session_id = spec.session_id();
@@ -291,7 +320,7 @@ Refusal ParseGeneration(const v1::GenerationSpec& spec, const ServedModels& serv
   g.priority = spec.priority();
   g.deadline = deadline;
   ParseSampling(spec.sampling(), parsed, &check);
-  check.Take(ParseDecoding(spec.decoding(), &g.decoding));
+  check.Take(ParseDecoding(spec.decoding(), &g));
   // Before a long text is tokenized.
   if (spec.has_text()) check.Take(CheckTokenizer(parsed->model, parsed->text, "generation.text"));
   return check.refusal();

@@ -29,7 +29,7 @@ inline constexpr int kMaxPriority = 100;
 struct ParsedGeneration {
   ClientRequest request;
   ServedModel model;                         // zero but for its name where no worker has told yet
-  const ModelText* text = nullptr;           // null: no tokenizer, no text
+  const ModelText* text = nullptr;           // null: no tokenizer that fits, no text
   std::shared_ptr<const StopStrings> stops;  // null: none
   std::vector<std::string> StopStringList() const;
 };

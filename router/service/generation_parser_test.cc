@@ -7,6 +7,7 @@
 #include <gtest/gtest.h>
 
 #include "router/service/router_test_parts.h"
+#include "router/service/tokenizer_watch.h"
 
 namespace paceline {
 namespace {
@@ -113,6 +114,25 @@ TEST_F(GenerationParserTest, TakesWhatIsGiven) {
   EXPECT_THAT(parsed.StopStringList(), ElementsAre("END"));
 }
 
+TEST_F(GenerationParserTest, TakesTheWaysOfDrafting) {
+  GenerationSpec spec = Text("the a");
+  auto* draft = spec.mutable_decoding()->mutable_draft();
+  ParsedGeneration parsed;
+  ASSERT_FALSE(Parse(spec, &parsed));
+  EXPECT_EQ(parsed.request.generation.decoding, DecodingMode::kDraft);
+  EXPECT_EQ(parsed.request.generation.draft_strategy, DraftStrategy::kDefault);
+  EXPECT_EQ(parsed.request.generation.draft_len, 0);
+  draft->set_draft_length(16);
+  for (const auto& [given, taken] : {std::pair(v1::DRAFT_STRATEGY_CHAIN, DraftStrategy::kChain),
+                                     {v1::DRAFT_STRATEGY_ENUMERATE, DraftStrategy::kEnumerate},
+                                     {v1::DRAFT_STRATEGY_SYNC, DraftStrategy::kSync}}) {
+    draft->set_strategy(given);
+    ASSERT_FALSE(Parse(spec, &parsed));
+    EXPECT_EQ(parsed.request.generation.draft_strategy, taken);
+    EXPECT_EQ(parsed.request.generation.draft_len, 16);
+  }
+}
+
 struct Rejection {
   const char* field;
   std::function<void(GenerationSpec*)> spoil;
@@ -144,7 +164,13 @@ TEST_F(GenerationParserTest, NamesTheFieldOfEveryRejection) {
       {"generation.priority", [](auto* s) { s->set_priority(INT32_MIN); }},
       {"generation.prompt_logprobs", [](auto* s) { s->set_prompt_logprobs(true); }},
       {"generation.decoding.draft.draft_length",
-       [](auto* s) { s->mutable_decoding()->mutable_draft()->set_draft_length(4); }},
+       [](auto* s) { s->mutable_decoding()->mutable_draft()->set_draft_length(17); }},
+      {"generation.decoding.draft.draft_length",
+       [](auto* s) { s->mutable_decoding()->mutable_draft()->set_draft_length(0); }},
+      {"generation.decoding.draft.strategy",
+       [](auto* s) {
+         s->mutable_decoding()->mutable_draft()->set_strategy(static_cast<v1::DraftStrategy>(9));
+       }},
       {"generation.decoding.ngram.max_ngram",
        [](auto* s) { s->mutable_decoding()->mutable_ngram()->set_max_ngram(4); }},
       {"generation.decoding.lookahead",
@@ -283,6 +309,28 @@ TEST_F(GenerationParserTest, TextNeedsTheWorkersTokenizer) {
   EXPECT_FALSE(Parse(spec));
   spec.mutable_sampling()->add_stop_strings("x");
   EXPECT_EQ(Parse(spec)->fields[0].field, "generation.sampling.stop_strings");
+}
+
+TEST_F(GenerationParserTest, IdsGoWithoutTextToWorkersWithAnotherTokenizer) {
+  GenerationSpec spec;
+  spec.mutable_token_ids()->add_ids(1);
+  ParsedGeneration parsed;
+  ASSERT_FALSE(Parse(spec, &parsed));
+  EXPECT_NE(parsed.text, nullptr);
+  EXPECT_EQ(parsed.request.tokenizer, "tok");
+  const auto odd = testing::Target("a:1", "m", "other");
+  served_ = FindServedModels({odd});
+  ParsedGeneration without;
+  ASSERT_FALSE(Parse(spec, &without));
+  EXPECT_EQ(without.text, nullptr);
+  EXPECT_EQ(without.request.tokenizer, "");
+  served_ = FindServedModels({odd, testing::Target("b:1", "m")});
+  ParsedGeneration mixed;
+  ASSERT_FALSE(Parse(Text("x"), &mixed));
+  EXPECT_EQ(mixed.request.tokenizer, "tok");
+  TokenizerWatch watch;
+  EXPECT_EQ(watch.Look(catalog_, {odd, testing::Target("b:1", "m")}), 1);
+  EXPECT_EQ(watch.Look(catalog_, {odd, testing::Target("c:1", "m", "third")}), 1);
 }
 
 TEST_F(GenerationParserTest, DraftWorkersServeNoModel) {

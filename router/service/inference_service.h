@@ -10,7 +10,9 @@ class InferenceServiceImpl final : public v1::InferenceService::CallbackService 
  public:
   // Everything in `api` outlives the server. The loop stops after the server has shut down, the
   // text executor after that.
-  explicit InferenceServiceImpl(const ApiContext& api) : api_(api) {}
+  explicit InferenceServiceImpl(const ApiContext& api) : api_(api) {
+    if (api_.tokenizers == nullptr) api_.tokenizers = &tokenizers_;
+  }
 
   grpc::ServerUnaryReactor* GenerateText(grpc::CallbackServerContext* context,
                                          const v1::GenerateTextRequest* request,
@@ -33,7 +35,8 @@ class InferenceServiceImpl final : public v1::InferenceService::CallbackService 
                                      v1::GetModelResponse* response) override;
 
  private:
-  const ApiContext api_;
+  ApiContext api_;
+  TokenizerWatch tokenizers_;
 };
 
 }  // namespace paceline

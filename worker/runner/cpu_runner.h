@@ -1,5 +1,6 @@
 // The Runner of the CPU backend: resolves a plan against its slots, runs the decoder, samples,
-// accepts drafts and moves their KV. A step is carried out inside Launch; Wait hands out results.
+// accepts drafts and moves their KV. Launch checks and keeps the plan, Wait carries it out: so what
+// is to happen beside a step (drafters at work on its outcomes) has begun when the step does.
 #pragma once
 
 #include <cstdint>
@@ -20,6 +21,7 @@
 #include "worker/model/cpu_model.h"
 #include "worker/runner/runner.h"
 #include "worker/runner/slot_state.h"
+#include "worker/runner/synthetic_tokens.h"
 
 namespace paceline {
 
@@ -32,6 +34,9 @@ struct CpuRunnerOptions {
   int32_t max_context = 0;          // positions; 0 = the model's, never more
   int32_t max_hidden_slots = 0;     // saved-hidden slots
   std::optional<kernels::Isa> isa;  // none: the best this machine has
+  // For benchmarks: replaces what was sampled by tokens at this acceptance (SyntheticTokens); 0 =
+  // off.
+  double synthetic_acceptance = 0;
   // For tests: sees the logits [vocab_size] of every sample row, with slot and position sampled.
   std::function<void(SlotId, int32_t, std::span<const float>)> logits_probe;
 };
@@ -56,6 +61,7 @@ class CpuRunner final : public Runner {
   CpuRunner(std::shared_ptr<const CpuModel> model, CpuRunnerOptions options, KvPoolCpu kv,
             RunnerInfo info);
 
+  absl::StatusOr<StepResult> Run(const StepPlan& plan);
   absl::Status CheckPlan(const StepPlan& plan) const;
   absl::Status CheckSpan(const Span& span) const;
   void CopyBlocks(const std::vector<KvCopy>& copies);
@@ -63,6 +69,7 @@ class CpuRunner final : public Runner {
   void ListDraws(const StepPlan& plan, const ResolvedStep& step);
   void DrawTokens(const StepPlan& plan, const ResolvedStep& step);
   void DrawSome(const StepPlan& plan, const ResolvedStep& step, size_t begin, size_t end);
+  void ReplaceBySynthetic(size_t begin);
   kernels::SampleParams ParamsOf(const StepPlan& plan, const ResolvedStep& step, const Draw& draw,
                                  std::vector<int32_t>* path) const;
   void EmitSpan(const StepPlan& plan, const ResolvedStep& step, const ResolvedSpan& run,
@@ -78,8 +85,9 @@ class CpuRunner final : public Runner {
   kernels::ThreadPool pool_;
   KvPoolCpu kv_;
   CpuDecoder decoder_;
-  std::vector<SlotState> slots_;    // [max_slots]
-  std::deque<StepResult> results_;  // launched, not yet waited for
+  std::optional<SyntheticTokens> synthetic_;
+  std::vector<SlotState> slots_;  // [max_slots]
+  std::deque<StepPlan> plans_;    // launched, not yet waited for
 
   // Of the step in hand.
   DecoderBatch batch_;
