@@ -7,6 +7,7 @@
 #include <grpcpp/support/server_callback.h>
 
 #include "common/clock.h"
+#include "common/rpc/channel.h"
 #include "router/core/resume_token.h"
 #include "router/service/cluster_directory.h"
 #include "router/service/model_catalog.h"
@@ -20,8 +21,9 @@ namespace paceline {
 
 struct ApiOptions {
   int64_t max_outbox_tokens = 4096;  // a client that leaves more unread loses its stream
-  // How long such a client may still fetch the reason, before its connection's call is dropped.
+  // How long a client that was too slow may still fetch the reason, before its call is dropped.
   Duration slow_client_grace = std::chrono::seconds(10);
+  int64_t max_answer_bytes = kMaxMessageBytes - 4096;  // of GenerateText: its deltas
   // Requests end so long before the RPC's deadline (at most a tenth of it), so that the client gets
   // the typed error.
   Duration deadline_margin = std::chrono::milliseconds(5);

@@ -326,9 +326,11 @@ TEST(ApiErrors, AClientThatDoesNotReadLosesItsStreamOnly) {
   auto reader = client->StreamGenerateText(&context, request);
   ASSERT_TRUE(Eventually([&] { return server.targets[0]->cancelled == 1; }));
   EXPECT_TRUE(Stream(&server, Spec(20)).status.ok());
+  Answer a;
   v1::StreamGenerateTextResponse event;
-  while (reader->Read(&event)) continue;
+  while (reader->Read(&event)) Take(event, &a);
   const grpc::Status status = reader->Finish();
+  EXPECT_EQ(a.misplaced, 0) << "what came can be resumed";
   EXPECT_EQ(status.error_code(), grpc::StatusCode::RESOURCE_EXHAUSTED);
   EXPECT_EQ(Reason(status), "CLIENT_TOO_SLOW");
 }
@@ -347,6 +349,33 @@ TEST(ApiErrors, AClientThatNeverReadsIsDropped) {
   v1::StreamGenerateTextResponse event;
   while (reader->Read(&event)) continue;
   EXPECT_FALSE(reader->Finish().ok());
+}
+
+// The request may be over before its abort gets through: that is no success.
+TEST(ApiErrors, ATooSlowClientNeverSeesAGapAsSuccess) {
+  ApiServer server({.api = {.max_outbox_tokens = 1}});
+  for (int i = 0; i < 50; ++i) {
+    server.targets[0]->burst = 1 + i % 7;
+    const Answer a = Stream(&server, Spec(60, 1));
+    EXPECT_EQ(a.misplaced, 0);
+    if (a.status.ok()) {
+      EXPECT_EQ(a.samples[0].token_ids_size(), 60);
+    } else {
+      EXPECT_EQ(Reason(a.status), "CLIENT_TOO_SLOW");
+    }
+  }
+}
+
+TEST(ApiErrors, AnAnswerThatIsTooLongForOneMessage) {
+  ApiServer server({.api = {.max_answer_bytes = 1000}});
+  v1::GenerateTextRequest request;
+  *request.mutable_generation() = Spec(2000);
+  v1::GenerateTextResponse response;
+  grpc::ClientContext context;
+  const grpc::Status status = server.inference->GenerateText(&context, request, &response);
+  EXPECT_EQ(status.error_code(), grpc::StatusCode::INVALID_ARGUMENT);
+  EXPECT_THAT(status.error_message(), HasSubstr("StreamGenerateText"));
+  EXPECT_TRUE(Eventually([&] { return server.targets[0]->num_requests() == 0; }));
 }
 
 TEST(ApiErrors, WordsOfClientsAreCutToFitHeaders) {

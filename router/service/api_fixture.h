@@ -155,6 +155,7 @@ struct Answer {
   std::vector<v1::GenerationStart> starts;
   std::vector<v1::SampleOutput> samples;
   std::vector<v1::GenerationSummary> summaries;
+  std::map<int32_t, int32_t> next_index;
   int misplaced = 0;  // events out of order, deltas with a gap
   grpc::Status status;
 };
@@ -172,6 +173,9 @@ void Take(const Event& event, Answer* a) {
   while (static_cast<int>(a->samples.size()) <= d.sample()) {
     a->samples.emplace_back().set_sample(static_cast<int32_t>(a->samples.size()) - 1);
   }
+  const auto [next, first] = a->next_index.emplace(d.sample(), d.first_index());
+  if (next->second != d.first_index()) ++a->misplaced;
+  next->second += d.token_ids_size();
   v1::SampleOutput& s = a->samples[d.sample()];
   if (s.finish_reason() != v1::FINISH_REASON_UNSPECIFIED) ++a->misplaced;
   s.mutable_text()->append(d.text());

@@ -143,6 +143,7 @@ void GenerationCall::SendHead(const std::string& fingerprint) {
 }
 
 void GenerationCall::OnDeliver(DeliverAction action) {
+  if (overrun_) return;
   const TimePoint now = api_->clock->Now();
   const auto count = static_cast<int32_t>(action.delta.tokens.size());
   const int32_t sample = action.delta.sample;
@@ -150,8 +151,9 @@ void GenerationCall::OnDeliver(DeliverAction action) {
   NoteTokens(sample, count, now);
   finishes_[sample] = action.delta.finish;
   if (!SendDelta(ToPublic(action.delta, std::move(action.text)), count)) {
-    api_->loop->Abort(
-        action.key, ServingError::ClientTooSlow(unread_tokens(), api_->options.max_outbox_tokens));
+    overrun_ = true;
+    if (context_->IsCancelled()) return;  // a broken stream; the cancel is on its way
+    api_->loop->Abort(action.key, Overrun());
   }
   api_->probe->Overhead(OverheadStage::kForward, api_->clock->Now() - now);
 }
@@ -172,6 +174,8 @@ void GenerationCall::NoteTokens(int32_t sample, int32_t count, TimePoint now) {
 }
 
 void GenerationCall::OnFinish(FinishAction action) {
+  // It may have finished before it was aborted.
+  if (overrun_ && !action.error) action.error = Overrun();
   if (action.error) {
     NoteEnd(action.error->code, action.usage);
     const ServingError error = WithPublicFields(*std::move(action.error));

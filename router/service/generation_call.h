@@ -33,13 +33,14 @@ class GenerationCall : public RequestSink, public std::enable_shared_from_this<G
   void OnFinish(FinishAction action) final;
 
  protected:
-  // Start, deltas, summary, in this order; then End. False: the client is over its bound.
+  // Start, deltas, summary, in this order; then End. False: over the bound, and no delta follows.
   virtual void SendStart(v1::GenerationStart start) = 0;
   virtual bool SendDelta(v1::SampleDelta delta, int64_t cost) = 0;
   virtual void SendSummary(v1::GenerationSummary summary) = 0;
   // Nothing follows. `drop`: what the client has not read yet is of no use.
   virtual void End(const grpc::Status& status, bool drop) = 0;
-  virtual int64_t unread_tokens() const { return 0; }
+  // Why SendDelta refused one.
+  virtual ServingError Overrun() const = 0;
 
   const ApiContext* const api_;
   grpc::CallbackServerContext* const context_;
@@ -67,6 +68,7 @@ class GenerationCall : public RequestSink, public std::enable_shared_from_this<G
   v1::GenerationStart start_;  // all but the fingerprint and the resume token
   uint64_t request_hash_ = 0;
   bool head_sent_ = false;
+  bool overrun_ = false;  // a delta was refused: nothing may follow it, lest there be a gap
   std::vector<SampleTimes> times_;
   std::vector<FinishReason> finishes_;
 

@@ -197,6 +197,7 @@ void ParseStopStrings(const v1::SamplingSpec& spec, ParsedGeneration* parsed, Fi
                 "this router has no tokenizer of the model's workers");
   check->Require(spec.stop_strings_size() <= kMaxStopStrings, kSampling, "stop_strings",
                  absl::StrCat(spec.stop_strings_size(), " strings"), "at most 16 strings");
+  if (!check->ok()) return;
   for (const std::string& s : spec.stop_strings()) {
     check->Require(!s.empty() && s.size() <= kMaxStopStringBytes, kSampling, "stop_strings",
                    absl::StrCat("one of ", s.size(), " bytes"), "of 1 to 256 bytes each");

@@ -4,6 +4,7 @@
 
 #include <utility>
 
+#include "absl/strings/str_cat.h"
 #include "common/rpc/outbox.h"
 #include "router/service/generation_events.h"
 
@@ -65,7 +66,9 @@ class StreamCall final : public GenerationCall {
     if (status.error_code() != grpc::StatusCode::CANCELLED) SetGrace();
     outbox_.Abort(status);
   }
-  int64_t unread_tokens() const override { return outbox_.waiting_cost(); }
+  ServingError Overrun() const override {
+    return ServingError::ClientTooSlow(outbox_.waiting_cost(), api_->options.max_outbox_tokens);
+  }
 
  private:
   static bool Merge(Response* last, Response* next) {
@@ -128,6 +131,8 @@ class UnaryCall final : public GenerationCall {
     *response_->mutable_start() = std::move(start);
   }
   bool SendDelta(v1::SampleDelta delta, int64_t) override {
+    bytes_ += static_cast<int64_t>(delta.ByteSizeLong());
+    if (bytes_ > api_->options.max_answer_bytes) return false;
     while (response_->samples_size() <= delta.sample()) response_->add_samples();
     AppendDelta(std::move(delta), response_->mutable_samples(delta.sample()));
     return true;
@@ -136,10 +141,17 @@ class UnaryCall final : public GenerationCall {
     *response_->mutable_summary() = std::move(summary);
   }
   void End(const grpc::Status& status, bool) override { reactor_->Finish(status); }
+  ServingError Overrun() const override {
+    return ServingError::InvalidField(
+        "generation.sampling",
+        absl::StrCat("the answer grows beyond ", api_->options.max_answer_bytes,
+                     " bytes, too long for one message; use StreamGenerateText"));
+  }
 
  private:
   v1::GenerateTextResponse* const response_;
   Reactor* reactor_ = nullptr;
+  int64_t bytes_ = 0;
 };
 
 }  // namespace

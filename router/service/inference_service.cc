@@ -60,7 +60,7 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::TokenizeText(grpc::CallbackServe
     end.Fail(*error);
     return end.reactor();
   }
-  end.SetModel(model.name);
+  if (model.reached_workers > 0) end.SetModel(model.name);
   RunTextTask(api_, request->text().size(), end, [this, request, response, model] {
     std::vector<TokenId> tokens;
     auto error = EncodeText(request->text(), model, api_.catalog->Find(model.name),
@@ -82,7 +82,7 @@ grpc::ServerUnaryReactor* InferenceServiceImpl::DetokenizeTokens(
     end.Fail(*error);
     return end.reactor();
   }
-  end.SetModel(model.name);
+  if (model.reached_workers > 0) end.SetModel(model.name);
   const size_t bytes = 4 * static_cast<size_t>(request->token_ids_size());
   RunTextTask(api_, bytes, end, [this, request, response, model]() -> std::optional<ServingError> {
     const ModelText* text = api_.catalog->Find(model.name);

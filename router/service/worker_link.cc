@@ -36,10 +36,10 @@ Duration Jitter(Duration d) {
   return d / 2 + Duration(random() % std::max<int64_t>(1, d.count() / 2));
 }
 
-std::string CauseOf(const grpc::Status& status, const char* what) {
-  if (status.ok()) return absl::StrCat("the worker closed its ", what);
-  return absl::StrCat("the worker's ", what,
-                      " broke: ", absl::CHexEscape(status.error_message().substr(0, 256)));
+std::string CauseOf(const grpc::Status& status) {
+  if (status.ok()) return "the worker closed the connection";
+  return absl::StrCat("the connection to the worker broke: ",
+                      absl::CHexEscape(status.error_message().substr(0, 256)));
 }
 
 }  // namespace
@@ -85,9 +85,7 @@ class WorkerLink::Session {
       report.Clear();
       StartRead(&report);
     }
-    void OnDone(const grpc::Status& status) override {
-      session->CallDone(CauseOf(status, "status stream"));
-    }
+    void OnDone(const grpc::Status& status) override { session->CallDone(CauseOf(status)); }
 
     Session* const session;
     grpc::ClientContext context;
@@ -115,9 +113,7 @@ class WorkerLink::Session {
       StartRead(&frame);
     }
     void OnWriteDone(bool ok) override { outbox.WriteDone(ok); }
-    void OnDone(const grpc::Status& status) override {
-      session->CallDone(CauseOf(status, "request stream"));
-    }
+    void OnDone(const grpc::Status& status) override { session->CallDone(CauseOf(status)); }
 
     Session* const session;
     grpc::ClientContext context;
