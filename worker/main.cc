@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/flags.h"
 #include "common/log.h"
-#include "worker/service/model_name.h"
+#include "common/model_name.h"
 #include "worker/worker_process.h"
 
 namespace paceline {
@@ -36,6 +36,8 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
                    "how draft workers are used; sync is for comparison");
   flags->AddChoice("launch-ahead", &f->launch_ahead, {"on", "off"},
                    "launch a step before the last one is read");
+  flags->Add("synthetic-acceptance", &f->synthetic_acceptance,
+             "for benchmarks: tokens follow from seed and position, and drafts hit this often");
   flags->Add("prefix-cache", &f->prefix_cache, "share KV blocks of equal prefixes");
   flags->Add("drain-timeout", &f->drain_timeout, "seconds that SIGTERM waits for requests");
   flags->Add("log-level", &f->log_level, "trace, debug, info, warn, error or off");
@@ -47,6 +49,10 @@ absl::Status CheckFlags(WorkerFlags* f, const std::vector<std::string>& position
   }
   if (f->model.empty()) return absl::InvalidArgumentError("--model is missing");
   if (f->drain_timeout < 0) return absl::InvalidArgumentError("--drain-timeout is negative");
+  if (f->synthetic_acceptance < 0 || f->synthetic_acceptance > 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--synthetic-acceptance is ", f->synthetic_acceptance, "; it must be in [0, 1]"));
+  }
   if (f->model_name.empty()) f->model_name = ModelName(f->model);
   return absl::OkStatus();
 }

@@ -2,7 +2,6 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <thread>
 
 #include "common/flags.h"
 #include "common/log.h"
@@ -10,47 +9,6 @@
 #include "worker/runner/cpu_runner.h"
 
 namespace paceline {
-
-ProcessEnd::ProcessEnd() {
-  sigemptyset(&signals_);
-  sigaddset(&signals_, SIGTERM);
-  sigaddset(&signals_, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
-  std::thread([this] { ReadSignals(); }).detach();
-}
-
-void ProcessEnd::EngineEnded(const absl::Status& status) {
-  std::lock_guard lock(mutex_);
-  engine_ended_ = true;
-  fault_ = status;
-  changed_.notify_all();
-}
-
-void ProcessEnd::AskDrain() {
-  std::lock_guard lock(mutex_);
-  drain_asked_ = true;
-  changed_.notify_all();
-}
-
-ProcessEnd::Event ProcessEnd::Next(absl::Status* fault) {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return signals_seen_ > 0 || engine_ended_ || drain_asked_; });
-  *fault = fault_;
-  if (engine_ended_) return Event::kFault;
-  drain_asked_ = false;
-  return signals_seen_ > 0 ? Event::kSignal : Event::kDrain;
-}
-
-void ProcessEnd::ReadSignals() {
-  while (true) {
-    int signal = 0;
-    if (sigwait(&signals_, &signal) != 0) continue;
-    std::lock_guard lock(mutex_);
-    if (++signals_seen_ > 1) std::_Exit(kExitFailure);
-    if (!ready_) std::_Exit(0);
-    changed_.notify_all();
-  }
-}
 
 namespace {
 
@@ -81,11 +39,15 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
   options.block_size = f.block_size;
   options.max_slots = f.max_sequences;
   options.max_context = f.max_context;
+  if (f.synthetic_acceptance > 0) {
+    options.synthetic_acceptance =
+        f.role == "draft" ? f.synthetic_acceptance : SyntheticTokens::kTruth;
+  }
   ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
   return std::unique_ptr<Runner>(std::move(runner));
 }
 
-void PrintAddresses(const WorkerServer& server, const MetricsServer& metrics) {
+void PrintAddresses(const RpcServer& server, const MetricsServer& metrics) {
   std::printf("worker listening on %s\nmetrics listening on %s\n", server.address().c_str(),
               metrics.address().c_str());
   std::fflush(stdout);

@@ -76,7 +76,7 @@ class Engine::Impl {
  private:
   void TakeCommands();
   absl::Status ReadOne();
-  void Publish();
+  bool Publish();
   void PublishSnapshot(bool refresh_lists);
 
   const EngineOptions options_;
@@ -117,12 +117,14 @@ void Engine::Impl::TakeCommands() {
   }
 }
 
-void Engine::Impl::Publish() {
+// Whether there was anything to tell.
+bool Engine::Impl::Publish() {
   inbox_.SetQueued(scheduler_.num_queued());
   EngineOutput output = scheduler_.TakeOutput();
-  if (output.deltas.empty() && output.finished.empty()) return;
+  if (output.deltas.empty() && output.finished.empty()) return false;
   inbox_.Forget(output.finished);
   sink_(std::move(output));
+  return true;
 }
 
 // Reads and commits the oldest plan in flight.
@@ -159,13 +161,13 @@ absl::StatusOr<bool> Engine::Impl::Step() {
     RETURN_IF_ERROR(fault_);
     scheduler_.Launched(now);
   }
-  Publish();
+  const bool dropped = Publish();
   const int32_t in_flight = scheduler_.num_in_flight();
   const int32_t kept = options_.launch_ahead && launches ? 1 : 0;
   if (in_flight > kept) {
     fault_ = ReadOne();
     RETURN_IF_ERROR(fault_);
-  } else if (commands || lists_changed_) {
+  } else if (commands || dropped || lists_changed_) {
     PublishSnapshot(/*refresh_lists=*/scheduler_.idle());
   }
   polls_ = in_flight == 0 && scheduler_.waits_for_drafts();

@@ -49,6 +49,10 @@ absl::Status CheckOptions(const ModelConfig& config, const CpuRunnerOptions& o) 
     return OutOfRange("max_context", o.max_context,
                       absl::StrCat("in [0, ", config.max_context, "], the model's"));
   }
+  if (o.synthetic_acceptance < 0 || (o.synthetic_acceptance > 0 && config.vocab_size < 128)) {
+    return OutOfRange("synthetic_acceptance", static_cast<int64_t>(o.synthetic_acceptance),
+                      "at least 0, with a vocabulary of at least 128");
+  }
   if (o.isa.has_value() && !kernels::IsaSupported(*o.isa)) {
     return absl::InvalidArgumentError(
         absl::StrCat("CPU runner: this machine lacks ", kernels::IsaName(*o.isa)));
@@ -81,6 +85,7 @@ RunnerInfo InfoOf(const CpuModel& model, const CpuRunnerOptions& o, int32_t num_
   info.eos_token_ids = model.config.eos_token_ids;
   info.model_fingerprint = model.fingerprint;
   info.numerics_fingerprint = CpuNumericsFingerprint(o.isa.value_or(kernels::DetectIsa()));
+  if (o.synthetic_acceptance > 0) info.numerics_fingerprint += "-synthetic";
   return info;
 }
 
@@ -114,7 +119,11 @@ CpuRunner::CpuRunner(std::shared_ptr<const CpuModel> model, CpuRunnerOptions opt
       pool_(NumThreads(options_), options_.isa.value_or(kernels::DetectIsa())),
       kv_(std::move(kv)),
       decoder_(*model_, kv_, pool_, info_.max_context + kPositionSlack, options_.max_hidden_slots),
-      slots_(static_cast<size_t>(info_.max_slots)) {}
+      slots_(static_cast<size_t>(info_.max_slots)) {
+  if (options_.synthetic_acceptance > 0) {
+    synthetic_.emplace(info_.vocab_size, info_.eos_token_ids, options_.synthetic_acceptance);
+  }
+}
 
 // --- The rules of a plan ---
 
@@ -289,6 +298,19 @@ void CpuRunner::DrawSome(const StepPlan& plan, const ResolvedStep& step, size_t 
   }
   CHECK(kernels::Sample(params_.data(), static_cast<int64_t>(params_.size()),
                         outputs_.data() + begin, pool_) == kernels::CpuResult::kOk);
+  if (synthetic_.has_value()) ReplaceBySynthetic(begin);
+}
+
+void CpuRunner::ReplaceBySynthetic(size_t begin) {
+  for (size_t i = 0; i < params_.size(); ++i) {
+    const kernels::SampleParams& p = params_[i];
+    std::vector<TokenId> ranking = synthetic_->Ranking(
+        {.seed = p.seed, .sample = p.sample, .position = p.position}, p.num_candidates + 1);
+    kernels::SampleOutput& output = outputs_[begin + i];
+    output.token = ranking[0];
+    ranking.resize(static_cast<size_t>(p.num_candidates));
+    output.candidates = std::move(ranking);
+  }
 }
 
 // All but the logits. `path` gets the draft tokens between the slot's own and the row.

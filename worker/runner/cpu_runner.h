@@ -21,6 +21,7 @@
 #include "worker/model/cpu_model.h"
 #include "worker/runner/runner.h"
 #include "worker/runner/slot_state.h"
+#include "worker/runner/synthetic_tokens.h"
 
 namespace paceline {
 
@@ -33,6 +34,9 @@ struct CpuRunnerOptions {
   int32_t max_context = 0;          // positions; 0 = the model's, never more
   int32_t max_hidden_slots = 0;     // saved-hidden slots
   std::optional<kernels::Isa> isa;  // none: the best this machine has
+  // For benchmarks: replaces what was sampled by tokens at this acceptance (SyntheticTokens); 0 =
+  // off.
+  double synthetic_acceptance = 0;
   // For tests: sees the logits [vocab_size] of every sample row, with slot and position sampled.
   std::function<void(SlotId, int32_t, std::span<const float>)> logits_probe;
 };
@@ -65,6 +69,7 @@ class CpuRunner final : public Runner {
   void ListDraws(const StepPlan& plan, const ResolvedStep& step);
   void DrawTokens(const StepPlan& plan, const ResolvedStep& step);
   void DrawSome(const StepPlan& plan, const ResolvedStep& step, size_t begin, size_t end);
+  void ReplaceBySynthetic(size_t begin);
   kernels::SampleParams ParamsOf(const StepPlan& plan, const ResolvedStep& step, const Draw& draw,
                                  std::vector<int32_t>* path) const;
   void EmitSpan(const StepPlan& plan, const ResolvedStep& step, const ResolvedSpan& run,
@@ -80,6 +85,7 @@ class CpuRunner final : public Runner {
   kernels::ThreadPool pool_;
   KvPoolCpu kv_;
   CpuDecoder decoder_;
+  std::optional<SyntheticTokens> synthetic_;
   std::vector<SlotState> slots_;  // [max_slots]
   std::deque<StepPlan> plans_;    // launched, not yet waited for
 

@@ -1,5 +1,5 @@
-// The gRPC server of a worker process: one port, the given services, health and reflection. Health
-// is NOT_SERVING until SetServing.
+// A gRPC server of a process: one port, the given services, health and reflection. Health is
+// NOT_SERVING until SetServing.
 #pragma once
 
 #include <memory>
@@ -13,7 +13,7 @@
 
 namespace paceline {
 
-class WorkerServer {
+class RpcServer {
  public:
   // A service and the name that health checks ask for.
   struct Service {
@@ -22,10 +22,11 @@ class WorkerServer {
   };
 
   // `address` as host:port, port 0 = a free one. The services outlive the server. UNAVAILABLE: the
-  // address cannot be bound.
-  static absl::StatusOr<std::unique_ptr<WorkerServer>> Start(const std::string& address,
-                                                             const std::vector<Service>& services);
-  ~WorkerServer();
+  // address cannot be bound, which `flag` gave.
+  static absl::StatusOr<std::unique_ptr<RpcServer>> Start(const std::string& address,
+                                                          const std::vector<Service>& services,
+                                                          const std::string& flag = "--listen");
+  ~RpcServer();
 
   // host:port with the real port.
   const std::string& address() const { return address_; }
@@ -35,7 +36,7 @@ class WorkerServer {
   void Shutdown(Duration grace);
 
  private:
-  WorkerServer() = default;
+  RpcServer() = default;
 
   std::string address_;
   std::vector<std::string> names_;

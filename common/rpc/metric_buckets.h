@@ -1,4 +1,4 @@
-// Histogram buckets of the worker's metrics (docs/metrics.md).
+// Histogram buckets of all metrics (docs/metrics.md).
 #pragma once
 
 #include <vector>

@@ -1,4 +1,4 @@
-#include "worker/service/model_name.h"
+#include "common/model_name.h"
 
 #include <filesystem>
 #include <fstream>

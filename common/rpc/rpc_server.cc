@@ -1,4 +1,4 @@
-#include "worker/service/worker_server.h"
+#include "common/rpc/rpc_server.h"
 
 #include <grpcpp/health_check_service_interface.h>
 #include <grpcpp/server_builder.h>
@@ -8,9 +8,10 @@
 
 namespace paceline {
 
-absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(
-    const std::string& address, const std::vector<Service>& services) {
-  std::unique_ptr<WorkerServer> self(new WorkerServer);
+absl::StatusOr<std::unique_ptr<RpcServer>> RpcServer::Start(const std::string& address,
+                                                            const std::vector<Service>& services,
+                                                            const std::string& flag) {
+  std::unique_ptr<RpcServer> self(new RpcServer);
   grpc::ServerBuilder builder;
   ConfigureServer(&builder, /*reflection=*/true);
   int port = 0;
@@ -21,23 +22,23 @@ absl::StatusOr<std::unique_ptr<WorkerServer>> WorkerServer::Start(
   }
   self->server_ = builder.BuildAndStart();
   if (self->server_ == nullptr || port == 0) {
-    return absl::UnavailableError(absl::StrCat(
-        "cannot listen on ", address, " (--listen): no such address of this machine, or in use"));
+    return absl::UnavailableError(absl::StrCat("cannot listen on ", address, " (", flag,
+                                               "): no such address of this machine, or in use"));
   }
   self->address_ = WithPort(address, port);
   self->SetServing(false);
   return self;
 }
 
-WorkerServer::~WorkerServer() { Shutdown(Duration::zero()); }
+RpcServer::~RpcServer() { Shutdown(Duration::zero()); }
 
-void WorkerServer::SetServing(bool serving) {
+void RpcServer::SetServing(bool serving) {
   auto* health = server_->GetHealthCheckService();
   health->SetServingStatus("", serving);
   for (const std::string& name : names_) health->SetServingStatus(name, serving);
 }
 
-void WorkerServer::Shutdown(Duration grace) {
+void RpcServer::Shutdown(Duration grace) {
   if (server_ == nullptr) return;
   server_->Shutdown(std::chrono::system_clock::now() +
                     std::chrono::duration_cast<std::chrono::system_clock::duration>(grace));

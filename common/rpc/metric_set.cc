@@ -1,4 +1,4 @@
-#include "worker/service/metric_set.h"
+#include "common/rpc/metric_set.h"
 
 namespace paceline {
 namespace {

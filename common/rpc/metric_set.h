@@ -1,4 +1,4 @@
-// A registry with the few shapes of metric that a worker has. A family exists, with all its closed
+// A registry with the few shapes of metric that a process has. A family exists, with all its closed
 // label sets at 0, from the moment it is made. Threads: making, one; the metrics themselves, any.
 #pragma once
 
@@ -11,7 +11,7 @@
 #include <prometheus/histogram.h>
 #include <prometheus/registry.h>
 
-#include "worker/service/metric_buckets.h"
+#include "common/rpc/metric_buckets.h"
 
 namespace paceline {
 
@@ -59,6 +59,16 @@ class MetricSet {
                                                     const MetricBuckets& buckets,
                                                     const std::string& label,
                                                     const std::vector<std::string>& values);
+
+  // For several labels. Without a first series it is not shown.
+  prometheus::Family<prometheus::Counter>* NewCounterFamily(const std::string& name,
+                                                            const std::string& help) {
+    return &prometheus::BuildCounter().Name(name).Help(help).Labels(labels_).Register(registry_);
+  }
+  prometheus::Family<prometheus::Gauge>* NewGaugeFamily(const std::string& name,
+                                                        const std::string& help) {
+    return &prometheus::BuildGauge().Name(name).Help(help).Labels(labels_).Register(registry_);
+  }
 
   std::vector<prometheus::MetricFamily> Collect() const { return registry_.Collect(); }
 
