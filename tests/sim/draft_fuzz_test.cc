@@ -309,6 +309,7 @@ Case Batch(uint64_t seed) {
   c.samples = 1;
   c.decoding = DecodingMode::kDraft;
   c.engine.max_drafts = 8;
+  c.engine.max_batch_rows = 1024;  // drafts take no rows from prompts
   return c;
 }
 

@@ -1,0 +1,170 @@
+// A target's speculation and a draft engine, face to face: both sides of the protocol as they are,
+// over the hash model. While a step is in flight the drafter gets as many of its own steps as a
+// real one would. The tokens are the model's own, and drafts come in time.
+#include <cstdio>
+
+#include <gtest/gtest.h>
+
+#include "tests/sim/hash_runner.h"
+#include "worker/draft/draft_engine.h"
+#include "worker/engine/engine.h"
+#include "worker/spec/draft_speculator.h"
+
+namespace paceline {
+namespace {
+
+class EngineLink final : public DraftLink {
+ public:
+  EngineLink(DraftEngine* drafter, DraftSpeculator* speculator) : drafter_(drafter) {
+    id_ = std::make_shared<DraftLinkId>(0);
+    target_ = drafter->AttachTarget([speculator, id = id_](DraftFrame frame) {
+      speculator->mailbox().Deliver(*id, 1, std::move(frame));
+    });
+  }
+  void SetId(DraftLinkId id) { *id_ = id; }
+  const std::string& name() const override { return name_; }
+  DraftLinkStatus status() const override {
+    return {.state = DraftLinkState::kUp, .incarnation = 1};
+  }
+  bool Send(uint64_t, TargetFrame frame) override {
+    drafter_->Deliver(target_, std::move(frame));
+    return true;
+  }
+
+ private:
+  const std::string name_ = "drafter";
+  DraftEngine* const drafter_;
+  std::shared_ptr<DraftLinkId> id_;
+  DraftEngine::TargetId target_ = 0;
+};
+
+struct Pair {
+  RemoteMode mode = RemoteMode::kEnumerate;
+  bool ahead = false;
+  double agreement = 0.7;
+  int32_t drafter_steps = 12;  // per step of the target
+  int32_t requests = 4;
+  float temperature = 1;
+  DecodingMode decoding = DecodingMode::kDraft;
+};
+
+struct Figures {
+  int64_t steps = 0;
+  int64_t plain_steps = 0;
+  SpecCounters counters;
+};
+
+Figures RunPair(const Pair& pair) {
+  ManualClock clock;
+  HashRunnerOptions options;
+  options.num_blocks = 2000;
+  HashRunnerOptions draft_options = options;
+  draft_options.model.agreement = pair.agreement;
+  DraftEngine drafter({}, std::make_unique<HashRunner>(draft_options), clock);
+
+  DraftSpeculatorOptions spec;
+  spec.vocab_size = options.model.vocab_size;
+  spec.remote = pair.mode;
+  spec.draft_len = 3;
+  spec.ngram = false;
+  auto owned = std::make_unique<DraftSpeculator>(spec);
+  DraftSpeculator* speculator = owned.get();
+  auto link = std::make_shared<EngineLink>(&drafter, speculator);
+  link->SetId(speculator->AddLink(link));
+
+  std::map<std::pair<RequestHandle, int32_t>, std::vector<TokenId>> outputs;
+  int32_t finished = 0;
+  EngineOptions engine_options;
+  engine_options.launch_ahead = pair.ahead;
+  // The runner lets the drafter work while its step is in flight.
+  class Beside final : public Runner {
+   public:
+    Beside(HashRunnerOptions options, std::function<void()> work)
+        : runner_(options), work_(std::move(work)) {}
+    const RunnerInfo& info() const override { return runner_.info(); }
+    absl::Status Launch(const StepPlan& plan) override { return runner_.Launch(plan); }
+    absl::StatusOr<StepResult> Wait() override {
+      work_();
+      return runner_.Wait();
+    }
+
+   private:
+    HashRunner runner_;
+    std::function<void()> work_;
+  };
+  const auto work = [&] {
+    for (int32_t i = 0; i < pair.drafter_steps; ++i) {
+      const auto worked = drafter.Step();
+      EXPECT_TRUE(worked.ok()) << worked.status().ToString();
+      clock.Advance(std::chrono::microseconds(500));
+    }
+  };
+  Engine engine(engine_options, std::make_unique<Beside>(options, work), std::move(owned), clock,
+                nullptr, [&](EngineOutput output) {
+                  for (const auto& d : output.deltas) {
+                    auto& tokens = outputs[{d.request, d.delta.sample}];
+                    tokens.insert(tokens.end(), d.delta.tokens.begin(), d.delta.tokens.end());
+                  }
+                  for (const auto& f : output.finished) {
+                    EXPECT_TRUE(f.status.ok()) << f.status.ToString();
+                    ++finished;
+                  }
+                });
+  const HashModel model(options.model);
+  std::vector<GenerationRequest> requests;
+  for (int32_t r = 0; r < pair.requests; ++r) {
+    GenerationRequest request;
+    for (int32_t i = 0; i < 40 + r; ++i) request.prompt.push_back(1 + (i * 7 + r) % 100);
+    request.sampling.seed = 100 + static_cast<uint64_t>(r);
+    request.sampling.temperature = pair.temperature;
+    request.sampling.max_tokens = 200;
+    request.sampling.ignore_eos = true;
+    request.decoding = pair.decoding;
+    requests.push_back(request);
+    EXPECT_TRUE(engine.Submit(r, request).ok());
+  }
+  Figures figures;
+  while (finished < pair.requests && figures.steps < 5000) {
+    const auto worked = engine.Step();
+    EXPECT_TRUE(worked.ok()) << worked.status().ToString();
+    if (!worked.ok()) break;
+    ++figures.steps;
+    if (pair.mode == RemoteMode::kSync) work();  // polls give it time too
+  }
+  figures.plain_steps = 201;
+  figures.counters = speculator->counters();
+  for (int32_t r = 0; r < pair.requests; ++r) {
+    EXPECT_EQ((outputs[{r, 0}]), model.Generate(requests[r].prompt, requests[r].sampling, 0));
+  }
+  EXPECT_EQ(figures.counters.quarantines, 0u);
+  EXPECT_EQ(figures.counters.nacks, 0u);
+  const SpecCounters& n = figures.counters;
+  std::printf(
+      "mode %d ahead %d T %.1f: steps %lld, tokens per step %.2f, full %.2f partial %.2f, "
+      "accepted %.2f of drafted, hits %.2f, late %llu stale %llu of %llu\n",
+      static_cast<int>(pair.mode), pair.ahead, pair.temperature,
+      static_cast<long long>(figures.steps),
+      199.0 * pair.requests /
+          static_cast<double>(n.steps_none + n.steps_full + n.steps_partial + n.steps_ngram),
+      static_cast<double>(n.steps_full) / n.wanted_remote,
+      static_cast<double>(n.steps_partial) / n.wanted_remote,
+      static_cast<double>(n.accepted) / n.drafted,
+      static_cast<double>(n.outcome_hits) / (n.outcome_hits + n.outcome_misses),
+      static_cast<unsigned long long>(n.proposals_late),
+      static_cast<unsigned long long>(n.proposals_stale),
+      static_cast<unsigned long long>(n.proposals_received));
+  return figures;
+}
+
+TEST(DraftPairTest, TokensAreTheModelsAndDraftsComeInTime) {
+  for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate, RemoteMode::kSync}) {
+    for (bool ahead : {false, true}) {
+      for (float temperature : {0.0f, 1.0f}) {
+        RunPair({.mode = mode, .ahead = ahead, .temperature = temperature});
+      }
+    }
+  }
+}
+
+}  // namespace
+}  // namespace paceline
