@@ -21,13 +21,14 @@ struct DraftPath {
   // [i]: token ids for position start + i by falling noise-coupled score; may reach one further
   // than the drafts, or be shorter.
   std::vector<std::vector<TokenId>> candidates;
+  bool drawn = true;   // all drafts are the drafter's own choices
   bool ended = false;  // the last draft ends the sample
 
   BlockTable table;
   int32_t kv_len = 0;  // KV entries computed
   SlotId slot = kNone;
   int32_t slot_len = 0;  // the slot holds exactly the path's first slot_len tokens; 0 = bind it
-  uint64_t planned_step = 0;  // newest plan that names it
+  uint64_t planned = 0;  // newest turn of the planner that gave it rows
 
   int32_t len() const { return start + static_cast<int32_t>(drafts.size()); }
   int32_t num_candidates() const { return static_cast<int32_t>(candidates.size()); }

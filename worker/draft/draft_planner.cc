@@ -101,7 +101,7 @@ void DraftPlanner::ListDemands() {
     demand.drafts += static_cast<int32_t>(s->outcomes.size());
     for (const OutcomeBranch& branch : s->branches) demand.drafts += BranchWork(*s, branch).rows();
     demand.catch_up = std::min(demand.catch_up, options_.prefill_chunk);
-    if (demand.drafts + demand.catch_up == 0) {
+    if (s->blocked || demand.drafts + demand.catch_up == 0) {
       s->active = false;
       return true;
     }
@@ -119,6 +119,7 @@ void DraftPlanner::ListDemands() {
 const StepPlan& DraftPlanner::Plan() {
   plan_ = StepPlan{};
   plan_.step = next_step_;
+  ++turn_;
   parts_.clear();
   sessions_.clear();
   ListDemands();
@@ -139,7 +140,7 @@ const StepPlan& DraftPlanner::Plan() {
   }
   const std::vector<int32_t> shares = FairShares(wanted, options_.max_batch_rows);
   // Nobody is always the last to take slots and blocks.
-  const size_t first = targets.empty() ? 0 : next_step_ % targets.size();
+  const size_t first = targets.empty() ? 0 : turn_ % targets.size();
   for (size_t i = 0; i < targets.size(); ++i) {
     const size_t t = (first + i) % targets.size();
     PlanTarget(targets[t], shares[t]);
@@ -182,7 +183,9 @@ int32_t DraftPlanner::BeginBranches(DraftSession* s, int32_t rows) {
   int32_t used = 0;
   std::erase_if(s->outcomes, [&](const Outcome& outcome) {
     const DraftPath& trunk = *s->trunk;
-    if (outcome.accepted >= trunk.num_candidates() || used >= rows) return false;
+    if (outcome.accepted >= trunk.num_candidates() || used >= rows || s->blocked) {
+      return false;
+    }
     const auto& candidates = trunk.candidates[outcome.accepted];
     if (outcome.rank >= static_cast<int32_t>(candidates.size())) return true;
     const TokenId next = candidates[outcome.rank];
@@ -214,7 +217,7 @@ int32_t DraftPlanner::BeginBranches(DraftSession* s, int32_t rows) {
 // At most `rows` rows of the work; returns how many were planned.
 int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Work work,
                                int32_t rows) {
-  if (work.rows() <= 0 || rows <= 0) return 0;
+  if (work.rows() <= 0 || rows <= 0 || s->blocked) return 0;
   DraftPath* path = branch == nullptr ? s->trunk.get() : branch->path.get();
   const int32_t first_sampled = work.end - work.sampled;
   if (path->kv_len == 0 && path->table.blocks.empty()) {
@@ -227,8 +230,9 @@ int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Wor
     work.end = work.begin + rows;
     work.sampled = std::max(0, work.end - first_sampled);
   }
-  // The slot first: copies that Reserve asks for must be of use.
-  if (!pool_->TakeSlot(path, plan_.step) || !ReserveKv(s, path, work.rows())) return 0;
+  const int32_t blocks = pool_->BlocksNeeded(*path, work.rows());
+  if (!table_->MakeRoom(s, blocks, turn_) || !pool_->TakeSlot(path, turn_)) return 0;
+  pool_->Reserve(path, work.rows(), &plan_.copies);
   AddSpan(s, branch, work);
   return work.rows();
 }
@@ -237,14 +241,6 @@ int32_t DraftPlanner::PlanPath(DraftSession* s, const OutcomeBranch* branch, Wor
 void DraftPlanner::StartPath(DraftSession* s, DraftPath* path) {
   path->kv_len = pool_->blocks().MatchPrefix(s->tokens, s->salt, &path->table);
   table_->HoldsKv(s);
-}
-
-bool DraftPlanner::ReserveKv(DraftSession* s, DraftPath* path, int32_t rows) {
-  s->planned_step = plan_.step;  // its own KV stays
-  while (!pool_->Reserve(path, rows, &plan_.copies)) {
-    if (!table_->EvictFor(*s, plan_.step)) return false;
-  }
-  return true;
 }
 
 void DraftPlanner::AddSpan(DraftSession* s, const OutcomeBranch* branch, const Work& work) {
@@ -284,6 +280,7 @@ void DraftPlanner::AddSpan(DraftSession* s, const OutcomeBranch* branch, const W
                                  .slot = path->slot,
                                  .num_candidates = s->enumerates() ? num_candidates_ : 0});
   }
+  s->planned = turn_;
   if (parts_.empty() || parts_.back().session != s) sessions_.push_back(s);
   parts_.push_back({.session = s, .path = path, .work = work});
 }

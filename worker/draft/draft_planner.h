@@ -58,7 +58,6 @@ class DraftPlanner {
   void ChooseOutcomes(DraftSession* s);
   int32_t BeginBranches(DraftSession* s, int32_t rows);
   void StartPath(DraftSession* s, DraftPath* path);
-  bool ReserveKv(DraftSession* s, DraftPath* path, int32_t rows);
   void AddSpan(DraftSession* s, const OutcomeBranch* branch, const Work& work);
 
   void DigestPart(const Part& part, const SlotResult& result);
@@ -72,6 +71,7 @@ class DraftPlanner {
 
   StepPlan plan_;
   uint64_t next_step_ = 1;
+  uint64_t turn_ = 0;        // calls of Plan
   std::vector<Part> parts_;  // [spans]
   std::vector<DraftSession*> sessions_;
   std::vector<Demand> demands_;

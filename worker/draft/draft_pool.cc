@@ -17,11 +17,11 @@ DraftPool::DraftPool(const RunnerInfo& info, bool prefix_cache)
   }
 }
 
-bool DraftPool::TakeSlot(DraftPath* path, uint64_t step) {
+bool DraftPool::TakeSlot(DraftPath* path, uint64_t turn) {
   if (path->slot == kNone) {
     Slot& oldest = slots_[order_.front()];
     if (oldest.owner != nullptr) {
-      if (oldest.owner->planned_step == step) return false;
+      if (oldest.owner->planned == turn) return false;
       oldest.owner->slot = kNone;
       oldest.owner->slot_len = 0;
     }
@@ -30,7 +30,7 @@ bool DraftPool::TakeSlot(DraftPath* path, uint64_t step) {
     path->slot_len = 0;
   }
   order_.splice(order_.end(), order_, slots_[path->slot].place);
-  path->planned_step = step;
+  path->planned = turn;
   return true;
 }
 
@@ -59,12 +59,10 @@ int32_t DraftPool::BlocksNeeded(const DraftPath& path, int32_t rows) const {
          blocks_.CopiesNeeded(path.table, std::min(path.kv_len, capacity), std::min(end, capacity));
 }
 
-bool DraftPool::Reserve(DraftPath* path, int32_t rows, std::vector<KvCopy>* copies) {
-  if (BlocksNeeded(*path, rows) > blocks_.num_available()) return false;
+void DraftPool::Reserve(DraftPath* path, int32_t rows, std::vector<KvCopy>* copies) {
   const int32_t end = path->kv_len + rows;
   CHECK(blocks_.Reserve(&path->table, end));
   CHECK(blocks_.MakeWritable(&path->table, path->kv_len, end, copies));
-  return true;
 }
 
 void DraftPool::Truncate(DraftPath* path, int32_t kv_len) {

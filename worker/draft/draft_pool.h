@@ -20,17 +20,16 @@ class DraftPool {
   const BlockManager& blocks() const { return blocks_; }
 
   // Gives the path a slot, if need be that of the path which was planned longest ago. False when
-  // paths of the plan `step` hold them all.
-  bool TakeSlot(DraftPath* path, uint64_t step);
+  // paths planned in this turn hold them all.
+  bool TakeSlot(DraftPath* path, uint64_t turn);
 
   // A branch of `path` behind its first kv_len entries, which are computed.
   std::unique_ptr<DraftPath> Fork(const DraftPath& path, int32_t kv_len);
 
-  // Makes room for rows [kv_len, kv_len + rows), with the copies to do before them. False when
-  // blocks are short; nothing has changed then but blocks reserved.
-  bool Reserve(DraftPath* path, int32_t rows, std::vector<KvCopy>* copies);
-  // Blocks that Reserve would take.
+  // Blocks that the rows [kv_len, kv_len + rows) need.
   int32_t BlocksNeeded(const DraftPath& path, int32_t rows) const;
+  // Takes them, which are available; appends the copies to do before the step.
+  void Reserve(DraftPath* path, int32_t rows, std::vector<KvCopy>* copies);
 
   // Forgets KV behind the first kv_len entries.
   void Truncate(DraftPath* path, int32_t kv_len);

@@ -54,6 +54,7 @@ void MoveStart(DraftPath* path, int32_t start, bool agreed, int32_t agreed_len, 
     pool->Truncate(path, agreed_len);
     if (path->slot_len > agreed_len) path->slot_len = 0;
   }
+  path->drawn |= path->drafts.empty();
   // An ended slot runs no more; that the target goes on shows that it should.
   if (path->ended && (!agreed || at_end)) {
     path->ended = false;
@@ -61,7 +62,7 @@ void MoveStart(DraftPath* path, int32_t start, bool agreed, int32_t agreed_len, 
   }
 }
 
-// Cuts a chain behind the last draft that was the drafter's own choice.
+// Makes a chain of what was in flight: cut behind the last draft that was the drafter's own choice.
 void KeepOwnChoices(DraftPath* trunk, DraftPool* pool) {
   const auto drafts = static_cast<int32_t>(trunk->drafts.size());
   int32_t own = 0;
@@ -69,6 +70,7 @@ void KeepOwnChoices(DraftPath* trunk, DraftPool* pool) {
          trunk->drafts[own] == trunk->candidates[own].front()) {
     ++own;
   }
+  trunk->drawn = true;
   trunk->candidates.resize(std::min(trunk->num_candidates(), own));
   if (own == drafts) return;
   trunk->drafts.resize(own);
@@ -84,6 +86,7 @@ void BranchOff(DraftSession* s, DraftPool* pool) {
   s->trunk = pool->Fork(*chain, std::min(chain->kv_len, chain->start + drafts));
   s->trunk->start = chain->start;
   s->trunk->drafts = s->in_flight;
+  s->trunk->drawn = s->in_flight.empty();
   const int32_t known = std::min(chain->num_candidates(), drafts + 1);
   s->trunk->candidates.assign(chain->candidates.begin(), chain->candidates.begin() + known);
 
@@ -102,10 +105,12 @@ void FollowFlight(DraftSession* s, DraftPool* pool) {
   const auto in_flight = static_cast<int32_t>(s->in_flight.size());
   const int32_t agreed = SharedPrefix(goal, trunk->drafts);
   const auto drafts = static_cast<int32_t>(trunk->drafts.size());
-  const bool goes_on = positions == in_flight + 1 && agreed == in_flight && drafts > in_flight;
+  const bool goes_on =
+      trunk->drawn && positions == in_flight + 1 && agreed == in_flight && drafts > in_flight;
   if (goes_on && !IsStop(*s, trunk->drafts[in_flight])) return BranchOff(s, pool);
   if (agreed == drafts && drafts == static_cast<int32_t>(goal.size())) return;
   trunk->drafts.assign(goal.begin(), goal.end());
+  trunk->drawn = goal.empty();
   trunk->candidates.resize(std::min(trunk->num_candidates(), agreed + 1));
   trunk->ended = false;
   if (agreed == drafts) return;  // only longer than before
@@ -245,7 +250,7 @@ void SetWants(DraftSession* s, std::vector<TokenId> in_flight, int32_t want_len,
   if (!s->enumerates()) {
     s->in_flight = std::move(in_flight);
     DropBranches(s, pool);
-    if (did_enumerate) KeepOwnChoices(s->trunk.get(), pool);
+    if (!s->trunk->drawn) KeepOwnChoices(s->trunk.get(), pool);
     return;
   }
   if (did_enumerate && in_flight == s->in_flight && !s->branches.empty()) return;

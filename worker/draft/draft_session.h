@@ -54,8 +54,9 @@ struct DraftSession {
   bool changed = false;    // there are drafts that were not sent
   bool heard_now = false;  // a commit came in this turn
   bool active = false;     // in the table's list of those with work
-  uint64_t planned_step = 0;
-  uint64_t heard = 0;  // order of the newest words of the target among all sessions
+  bool blocked = false;    // blocks are short: rests until the target is heard again
+  uint64_t planned = 0;    // newest turn of the planner that gave it rows
+  uint64_t heard = 0;      // order of the newest words of the target among all sessions
   TimePoint heard_at{};
   Duration interval{};   // between commits, smoothed
   TimePoint deadline{};  // when the next commit is expected

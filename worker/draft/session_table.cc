@@ -16,6 +16,15 @@ constexpr double kIntervalWeight = 0.2;
 // Epochs wrap around.
 bool Older(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
+// KV blocks of all its paths, shared ones counted as often as they are shared.
+int64_t NumBlocks(const DraftSession& s) {
+  auto blocks = static_cast<int64_t>(s.trunk->table.blocks.size());
+  for (const OutcomeBranch& branch : s.branches) {
+    blocks += static_cast<int64_t>(branch.path->table.blocks.size());
+  }
+  return blocks;
+}
+
 }  // namespace
 
 size_t SessionTable::KeyHasher::operator()(const Key& key) const {
@@ -63,6 +72,7 @@ void SessionTable::Hear(DraftSession* s, TimePoint now) {
                       : s->interval + Seconds(kIntervalWeight * ToSeconds(gap - s->interval));
   }
   s->heard_at = now;
+  s->blocked = false;
   s->deadline = now + s->interval;
 }
 
@@ -284,15 +294,31 @@ void SessionTable::Expire(TimePoint now) {
   }
 }
 
-bool SessionTable::EvictFor(const DraftSession& session, uint64_t step) {
+bool SessionTable::MakeRoom(DraftSession* session, int32_t blocks, uint64_t turn) {
+  const BlockManager& pool = pool_->blocks();
+  if (pool.num_available() >= blocks) return true;
+  // Nobody is evicted in vain.
+  int64_t most = pool.num_available();
+  bool later = false;
   for (const auto& [heard, s] : holders_) {
-    if (heard >= session.heard) return false;
-    if (s->planned_step == step) continue;
+    if (heard >= session->heard) break;
+    later |= s->planned == turn;
+    if (s->planned != turn) most += NumBlocks(*s);
+  }
+  auto it = holders_.begin();
+  while (most >= blocks && it != holders_.end() && it->first < session->heard &&
+         pool.num_available() < blocks) {
+    DraftSession* s = it->second;
+    if (s->planned == turn) {
+      ++it;
+      continue;
+    }
     ReleasePaths(s, pool_);
     ++counters_->evictions;
-    holders_.erase({heard, s});
-    return true;
+    it = holders_.erase(it);
   }
+  if (pool.num_available() >= blocks) return true;
+  session->blocked = !later || most >= blocks;
   return false;
 }
 

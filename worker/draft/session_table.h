@@ -38,10 +38,11 @@ class SessionTable {
   std::vector<DraftSession*>& active() { return active_; }
   void Activate(DraftSession* session);
 
-  // Takes the KV of the session heard least recently, if that was before `session` and it is not in
-  // the plan being made. False when there is none.
-  bool EvictFor(const DraftSession& session, uint64_t step);
-  // The session's trunk has got its first blocks.
+  // Makes `blocks` blocks available, if need be by taking the KV of sessions heard less recently,
+  // the least recently first, but not of those that the planner's turn has given rows. Where
+  // later turns would not find enough either the session is blocked.
+  bool MakeRoom(DraftSession* session, int32_t blocks, uint64_t turn);
+  // A path of the session has got its first blocks.
   void HoldsKv(DraftSession* session) { holders_.insert({session->heard, session}); }
 
   int32_t size() const { return static_cast<int32_t>(sessions_.size()); }
