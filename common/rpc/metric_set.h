@@ -60,6 +60,16 @@ class MetricSet {
                                                     const std::string& label,
                                                     const std::vector<std::string>& values);
 
+  // For several labels. Without a first series it is not shown.
+  prometheus::Family<prometheus::Counter>* NewCounterFamily(const std::string& name,
+                                                            const std::string& help) {
+    return &prometheus::BuildCounter().Name(name).Help(help).Labels(labels_).Register(registry_);
+  }
+  prometheus::Family<prometheus::Gauge>* NewGaugeFamily(const std::string& name,
+                                                        const std::string& help) {
+    return &prometheus::BuildGauge().Name(name).Help(help).Labels(labels_).Register(registry_);
+  }
+
   std::vector<prometheus::MetricFamily> Collect() const { return registry_.Collect(); }
 
  private:

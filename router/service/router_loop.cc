@@ -105,7 +105,10 @@ bool RouterLoop::AwaitIdle(Duration limit) {
 }
 
 void RouterLoop::OnServingChanged(std::function<void(bool serving)> callback) {
-  Post([this, callback = std::move(callback)](RouterCore&, TimePoint) { on_serving_ = callback; });
+  Post([this, callback = std::move(callback)](RouterCore& core, TimePoint) {
+    on_serving_ = callback;
+    on_serving_(serving_ = core.Serving());
+  });
 }
 
 void RouterLoop::Stop() {

@@ -75,7 +75,7 @@ class RouterLoop {
   void StartDrain();
   // True once no request is left, or false after `limit`.
   bool AwaitIdle(Duration limit);
-  // Called on the loop's thread when Serving() changes; set once, before the first Relist.
+  // Called on the loop's thread, first with Serving() as it is, then whenever it changes. Set once.
   void OnServingChanged(std::function<void(bool serving)> callback);
 
   // Ends the thread. Requests still held end with DRAINING first.
