@@ -189,6 +189,10 @@ absl::Status ParseUp(int argc, const char* const* argv, UpOptions* options) {
     return absl::InvalidArgumentError(absl::StrCat("unexpected argument ", positional[0]));
   }
   if (options->targets < 1) return absl::InvalidArgumentError("--targets must be at least 1");
+  if (options->port < 0 || options->port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--port is ", options->port, "; it must be in [0, 65535]"));
+  }
   if (options->drafts < 0) return absl::InvalidArgumentError("--drafts must not be negative");
   return absl::OkStatus();
 }
