@@ -53,7 +53,7 @@ std::unique_ptr<Discovery> ListOf(const std::string& flag) {
 
 absl::StatusOr<SipKey> ResumeKey(const std::string& file) {
   if (file.empty()) {
-    spdlog::warn("no --resume-key-file: streams can be resumed at this router only");
+    spdlog::info("no --resume-key-file: streams can be resumed at this router only");
     const uint64_t bits[] = {RandomBits(), RandomBits()};
     SipKey key;
     static_assert(sizeof(bits) == sizeof(key));

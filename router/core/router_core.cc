@@ -385,7 +385,10 @@ void RouterCore::ApplyDelta(RequestRecord* r, SampleDelta delta) {
   DeliverAction deliver;
   deliver.key = r->key;
   deliver.first = !std::exchange(r->head_sent, true);
-  if (deliver.first) deliver.fingerprint = r->fingerprint;
+  if (deliver.first) {
+    deliver.fingerprint = r->fingerprint;
+    deliver.worker = workers_.Find(r->worker)->address;
+  }
   deliver.delta = std::move(delta);
   deliver.text = std::move(text);
   actions_.push_back(std::move(deliver));

@@ -147,6 +147,7 @@ void GenerationCall::OnDeliver(DeliverAction action) {
   const TimePoint now = api_->clock->Now();
   const auto count = static_cast<int32_t>(action.delta.tokens.size());
   const int32_t sample = action.delta.sample;
+  if (action.first) start_.set_worker(std::move(action.worker));
   SendHead(action.fingerprint);
   NoteTokens(sample, count, now);
   finishes_[sample] = action.delta.finish;

@@ -58,21 +58,35 @@ class WorkerLink::Session {
   void Start() {
     watch_.StartCall();
     if (has_stream()) stream_.StartCall();
+    std::unique_lock lock(mutex_);
+    started_ = true;
+    const bool cancelled = cancelled_;
+    lock.unlock();
+    if (cancelled) CancelCalls();
   }
   bool has_stream() const { return link_->loop_ != nullptr; }
   bool Send(OpenStreamRequest request) {
     const auto cost = static_cast<int64_t>(request.ByteSizeLong());
     return stream_.outbox.Push(std::move(request), cost);
   }
-  // Gives up both calls at once; Ended follows.
+  // Gives up both calls at once; Ended follows. A call that is cancelled from one thread while it
+  // is started from another may never end (gRPC 1.51), so that an early cancel is left to Start.
   void Cancel() {
+    std::unique_lock lock(mutex_);
+    cancelled_ = true;
+    const bool started = started_;
+    lock.unlock();
+    if (started) CancelCalls();
+  }
+
+ private:
+  void CancelCalls() {
     watch_.context.TryCancel();
     if (!has_stream()) return;
     stream_.context.TryCancel();
     stream_.outbox.Abort(grpc::Status::CANCELLED);
   }
 
- private:
   struct Watch final : grpc::ClientReadReactor<WatchStatusResponse> {
     explicit Watch(Session* s) : session(s) {}
     void Prepare() {
@@ -128,6 +142,9 @@ class WorkerLink::Session {
 
   WorkerLink* const link_;
   std::atomic<int> calls_;
+  std::mutex mutex_;
+  bool started_ = false;    // under mutex_
+  bool cancelled_ = false;  // under mutex_
   Watch watch_;
   Stream stream_;
 };
