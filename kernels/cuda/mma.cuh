@@ -1,0 +1,121 @@
+// Tensor-core products of bf16 from sm_80 on, the loads that feed them, and asynchronous copies
+// into shared memory.
+//
+// Fragments of m16n8k16, with g = lane / 4 and t = lane % 4 (PTX ISA, "Matrix Fragments for
+// mma.m16n8k16 with floating point type"):
+//   A [16 x 16]  a[0]: row g,     columns 2t, 2t+1      a[1]: row g + 8, the same columns
+//                a[2]: row g,     columns 2t+8, 2t+9    a[3]: row g + 8, the same columns
+//   B [16 x 8]   b[0]: rows 2t, 2t+1, column g          b[1]: rows 2t+8, 2t+9, column g
+//   C [16 x 8]   c[0], c[1]: row g, columns 2t, 2t+1    c[2], c[3]: row g + 8
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/bf16.h"
+
+namespace paceline::kernels {
+
+#ifdef PACELINE_CUDA_EMULATION
+
+__device__ inline void MmaBf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  struct Fragment {
+    unsigned a[4], b[2];
+  };
+  Fragment own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+  const unsigned char* all = emulation::Exchange(&own, sizeof(own));
+  const auto of = [&](int lane) {
+    Fragment f;
+    memcpy(&f, all + static_cast<size_t>(lane) * emulation::kExchangeStride, sizeof(f));
+    return f;
+  };
+  const auto half = [](unsigned pair, int i) {
+    return __uint_as_float(i == 0 ? pair << 16 : pair & 0xffff0000u);
+  };
+  const int g = emulation::Lane() / 4, t = emulation::Lane() % 4;
+  for (int i = 0; i < 4; ++i) {
+    const int row = g + (i / 2) * 8, column = 2 * t + i % 2;
+    for (int k = 0; k < 16; ++k) {
+      const float left = half(of((row % 8) * 4 + (k % 8) / 2).a[row / 8 + 2 * (k / 8)], k % 2);
+      const float right = half(of(column * 4 + (k % 8) / 2).b[k / 8], k % 2);
+      c[i] = __fmaf_rn(left, right, c[i]);
+    }
+  }
+}
+
+template <bool kTranspose>
+__device__ inline void LoadMatrices(unsigned (&r)[4], const Bf16* row) {
+  const unsigned char* all = emulation::Exchange(&row, sizeof(row));
+  const int lane = emulation::Lane();
+  for (int m = 0; m < 4; ++m) {
+    const auto element = [&](int i, int j) {
+      const Bf16* p;
+      memcpy(&p, all + static_cast<size_t>(m * 8 + i) * emulation::kExchangeStride, sizeof(p));
+      return unsigned{p[j].bits};
+    };
+    const int i = lane / 4, j = lane % 4 * 2;
+    r[m] = kTranspose ? element(j, i) | element(j + 1, i) << 16
+                      : element(i, j) | element(i, j + 1) << 16;
+  }
+}
+
+__device__ inline void CopyAsync16(void* shared, const void* global, bool valid) {
+  emulation::CopyAsync(shared, global, valid ? 16 : 0, valid ? 0 : 16);
+}
+__device__ inline void CommitCopies() { emulation::CommitCopies(); }
+template <int kGroupsLeft>
+__device__ inline void WaitCopies() {
+  emulation::WaitCopies(kGroupsLeft);
+}
+
+#else
+
+// c += a b
+__device__ __forceinline__ void MmaBf16(float (&c)[4], const unsigned (&a)[4],
+                                        const unsigned (&b)[2]) {
+  asm volatile(
+      "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+      "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9}, {%0, %1, %2, %3};\n"
+      : "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3])
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+// Four 8 x 8 matrices from shared memory: lane i gives the address of row i % 8 of matrix i / 8, 16
+// bytes aligned. r[m] holds row lane / 4, columns 2 (lane % 4) and the next, of matrix m (or of its
+// transpose).
+template <bool kTranspose>
+__device__ __forceinline__ void LoadMatrices(unsigned (&r)[4], const Bf16* row) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(row));
+  if constexpr (kTranspose) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+  } else {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];\n"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+  }
+}
+
+// 16 bytes, or zeros where not `valid` (then nothing is read). Both addresses 16 bytes aligned.
+__device__ __forceinline__ void CopyAsync16(void* shared, const void* global, bool valid) {
+  const unsigned address = static_cast<unsigned>(__cvta_generic_to_shared(shared));
+  const int bytes = valid ? 16 : 0;
+  asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;\n" ::"r"(address), "l"(global),
+               "r"(bytes)
+               : "memory");
+}
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;\n" ::: "memory");
+}
+template <int kGroupsLeft>
+__device__ __forceinline__ void WaitCopies() {
+  asm volatile("cp.async.wait_group %0;\n" ::"n"(kGroupsLeft) : "memory");
+}
+
+#endif
+
+}  // namespace paceline::kernels
