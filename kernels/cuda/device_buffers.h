@@ -25,9 +25,9 @@ inline std::string WhyNoDevice() {
   return count > 0 ? "" : "no GPU";
 }
 
-#define PACELINE_NEEDS_GPU()                                 \
-  if (const std::string why = WhyNoDevice(); !why.empty()) { \
-    GTEST_SKIP() << "skipped: " << why;                      \
+#define PACELINE_NEEDS_GPU()                                                      \
+  if (const std::string why = ::paceline::kernels::WhyNoDevice(); !why.empty()) { \
+    GTEST_SKIP() << "skipped: " << why;                                           \
   }
 
 inline void Must(cudaError_t error) { ASSERT_EQ(error, cudaSuccess) << cudaGetErrorString(error); }
@@ -42,6 +42,7 @@ class DeviceArray {
     bytes_ = static_cast<uint8_t*>(p);
     const std::vector<uint8_t> poison(2 * kGuard + count_ * sizeof(T), 0xff);
     Must(cudaMemcpy(bytes_, poison.data(), poison.size(), cudaMemcpyDefault));
+    Must(cudaDeviceSynchronize());  // a copy from pageable memory may return before it has landed
   }
   explicit DeviceArray(const std::vector<T>& values)
       : DeviceArray(static_cast<int64_t>(values.size())) {
@@ -55,6 +56,7 @@ class DeviceArray {
   void Set(const std::vector<T>& values) {
     if (values.empty()) return;
     Must(cudaMemcpy(data(), values.data(), values.size() * sizeof(T), cudaMemcpyDefault));
+    Must(cudaDeviceSynchronize());
   }
   // Waits for the device.
   std::vector<T> Get() const {

@@ -33,8 +33,12 @@ cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared
       &kernel, &params, grid, dim3(static_cast<unsigned>(threads)), shared_bytes);
   return cudaSuccess;
 #else
-  kernel<<<grid, threads, shared_bytes, stream> > >(params);
-  return cudaGetLastError();
+  cudaLaunchConfig_t config = {};
+  config.gridDim = grid;
+  config.blockDim = dim3(static_cast<unsigned>(threads));
+  config.dynamicSmemBytes = shared_bytes;
+  config.stream = stream;
+  return cudaLaunchKernelEx(&config, kernel, params);
 #endif
 }
 
