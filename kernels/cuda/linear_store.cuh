@@ -11,7 +11,7 @@ __device__ __forceinline__ void StorePair(const CudaLinearParams& p, int m, int 
                                           float second) {
   if (p.output == CudaLinearOutput::kSwiGlu) {
     if (n >= p.n) return;
-    p.y_bf16[int64_t{m} * (p.n / 2) + n / 2] = ToBf16(Silu(first) * second);
+    p.y_bf16[int64_t{m} * (p.n / 2) + n / 2] = ToBf16(__fmul_rn(Silu(first), second));
     return;
   }
   const float sums[2] = {first, second};
@@ -19,12 +19,12 @@ __device__ __forceinline__ void StorePair(const CudaLinearParams& p, int m, int 
   for (int i = 0; i < 2; ++i) {
     if (n + i >= p.n) return;
     float sum = sums[i];
-    if (p.bias != nullptr) sum += p.bias[n + i];
+    if (p.bias != nullptr) sum = __fadd_rn(sum, p.bias[n + i]);
     const int64_t at = int64_t{m} * p.n + n + i;
     if (p.output == CudaLinearOutput::kBf16) {
       p.y_bf16[at] = ToBf16(sum);
     } else {
-      p.y_f32[at] = p.output == CudaLinearOutput::kAddFloat ? p.y_f32[at] + sum : sum;
+      p.y_f32[at] = p.output == CudaLinearOutput::kAddFloat ? __fadd_rn(p.y_f32[at], sum) : sum;
     }
   }
 }

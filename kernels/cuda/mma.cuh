@@ -19,42 +19,59 @@ namespace paceline::kernels {
 
 #ifdef PACELINE_CUDA_EMULATION
 
-__device__ inline void MmaBf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
-  struct Fragment {
-    unsigned a[4], b[2];
-  };
-  Fragment own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
-  const unsigned char* all = emulation::Exchange(&own, sizeof(own));
-  const auto of = [&](int lane) {
-    Fragment f;
-    memcpy(&f, all + static_cast<size_t>(lane) * emulation::kExchangeStride, sizeof(f));
-    return f;
-  };
+struct MmaLane {
+  unsigned a[4], b[2];
+  float c[4];
+};
+
+inline void MmaTogether(unsigned char* lanes) {
+  MmaLane lane[32];
+  for (int i = 0; i < 32; ++i) {
+    memcpy(&lane[i], lanes + static_cast<size_t>(i) * emulation::kExchangeStride, sizeof(MmaLane));
+  }
   const auto half = [](unsigned pair, int i) {
     return __uint_as_float(i == 0 ? pair << 16 : pair & 0xffff0000u);
   };
-  const int g = emulation::Lane() / 4, t = emulation::Lane() % 4;
-  for (int i = 0; i < 4; ++i) {
-    const int row = g + (i / 2) * 8, column = 2 * t + i % 2;
-    for (int k = 0; k < 16; ++k) {
-      const float left = half(of((row % 8) * 4 + (k % 8) / 2).a[row / 8 + 2 * (k / 8)], k % 2);
-      const float right = half(of(column * 4 + (k % 8) / 2).b[k / 8], k % 2);
-      c[i] = __fmaf_rn(left, right, c[i]);
+  float a[16][16], b[8][16];  // b by columns
+  for (int k = 0; k < 16; ++k) {
+    for (int row = 0; row < 16; ++row) {
+      a[row][k] = half(lane[(row % 8) * 4 + (k % 8) / 2].a[row / 8 + 2 * (k / 8)], k % 2);
+    }
+    for (int column = 0; column < 8; ++column) {
+      b[column][k] = half(lane[column * 4 + (k % 8) / 2].b[k / 8], k % 2);
     }
   }
+  for (int i = 0; i < 32; ++i) {
+    for (int j = 0; j < 4; ++j) {
+      float sum = lane[i].c[j];
+      for (int k = 0; k < 16; ++k) {
+        sum += a[i / 4 + j / 2 * 8][k] * b[i % 4 * 2 + j % 2][k];
+      }
+      lane[i].c[j] = sum;
+    }
+    memcpy(lanes + static_cast<size_t>(i) * emulation::kExchangeStride, &lane[i], sizeof(MmaLane));
+  }
+}
+
+__device__ inline void MmaBf16(float (&c)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+  MmaLane own = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}, {c[0], c[1], c[2], c[3]}};
+  const unsigned char* all = emulation::Exchange(&own, sizeof(own), MmaTogether);
+  memcpy(&own, all + static_cast<size_t>(emulation::Lane()) * emulation::kExchangeStride,
+         sizeof(own));
+  memcpy(c, own.c, sizeof(own.c));
 }
 
 template <bool kTranspose>
 __device__ inline void LoadMatrices(unsigned (&r)[4], const Bf16* row) {
   const unsigned char* all = emulation::Exchange(&row, sizeof(row));
   const int lane = emulation::Lane();
+  const int i = lane / 4, j = lane % 4 * 2;
   for (int m = 0; m < 4; ++m) {
-    const auto element = [&](int i, int j) {
+    const auto element = [&](int line, int column) {
       const Bf16* p;
-      memcpy(&p, all + static_cast<size_t>(m * 8 + i) * emulation::kExchangeStride, sizeof(p));
-      return unsigned{p[j].bits};
+      memcpy(&p, all + static_cast<size_t>(m * 8 + line) * emulation::kExchangeStride, sizeof(p));
+      return unsigned{p[column].bits};
     };
-    const int i = lane / 4, j = lane % 4 * 2;
     r[m] = kTranspose ? element(j, i) | element(j + 1, i) << 16
                       : element(i, j) | element(i, j + 1) << 16;
   }

@@ -81,7 +81,7 @@ __device__ double BlockSum(double value, Shared& s) {
 }
 
 __device__ __forceinline__ Key MassOf(float value) {
-  return static_cast<Key>(expf(value) * kMassUnit);
+  return static_cast<Key>(__fmul_rn(expf(value), kMassUnit));
 }
 
 // Adds one thread's elements to the histograms; runs of equal digits are added at once, since

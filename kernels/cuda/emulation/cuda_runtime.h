@@ -58,8 +58,9 @@ struct Thread {
 extern Thread* current;
 
 void SyncThreads();
-// Waits for all 32 lanes. Returns the 32 values that they gave, `size` <= 64 bytes each.
-const unsigned char* Exchange(const void* value, size_t size);
+// Waits for all 32 lanes. Returns the 32 values that they gave, `size` <= 64 bytes each, after
+// `together`, if any, was called on them once for the warp.
+unsigned char* Exchange(const void* value, size_t size, void (*together)(unsigned char*) = nullptr);
 inline constexpr size_t kExchangeStride = 64;
 int Lane();
 unsigned char* DynamicShared();

@@ -70,6 +70,8 @@ struct Fiber {
 
 struct Warp {
   alignas(64) unsigned char values[2][kWarp * kExchangeStride];
+  void (*together)(unsigned char*) = nullptr;  // of the exchange in progress
+  unsigned char* exchanged = nullptr;
 };
 
 struct Block {
@@ -154,6 +156,8 @@ void ReleaseWarps(int threads) {
       waiting += block.fibers[static_cast<size_t>(i)]->state == State::kAtExchange;
     }
     if (waiting != kWarp) continue;
+    Warp& warp = block.warps[static_cast<size_t>(first / kWarp)];
+    if (warp.together != nullptr) warp.together(warp.exchanged);
     for (int i = first; i < first + kWarp; ++i) {
       block.fibers[static_cast<size_t>(i)]->state = State::kRunnable;
     }
@@ -208,11 +212,13 @@ void SyncThreads() {
 
 int Lane() { return block.running->index % kWarp; }
 
-const unsigned char* Exchange(const void* value, size_t size) {
+unsigned char* Exchange(const void* value, size_t size, void (*together)(unsigned char*)) {
   Fiber* fiber = block.running;
   Warp& warp = block.warps[static_cast<size_t>(fiber->index / kWarp)];
   unsigned char* values = warp.values[fiber->exchanges++ % 2];
   if (size > 0) std::memcpy(values + static_cast<size_t>(Lane()) * kExchangeStride, value, size);
+  warp.together = together;
+  warp.exchanged = values;
   fiber->state = State::kAtExchange;
   Yield();
   return values;
