@@ -26,16 +26,18 @@ double Dot(const Inputs& in, int32_t k, int64_t row, int64_t column) {
   return sum;
 }
 
-enum class Path { kGemv, kSmallTile, kLargeTile, kChosen };
+enum class Path { kGemv, kSmallTile, kMediumTile, kLargeTile, kChosen };
 
 cudaError_t RunPath(const CudaLinearParams& p, Path path) {
   switch (path) {
     case Path::kGemv:
       return CudaGemv(p, nullptr);
     case Path::kSmallTile:
-      return CudaTileLinear(p, true, nullptr);
+      return CudaTileLinear(p, CudaTile::kSmall, nullptr);
+    case Path::kMediumTile:
+      return CudaTileLinear(p, CudaTile::kMedium, nullptr);
     case Path::kLargeTile:
-      return CudaTileLinear(p, false, nullptr);
+      return CudaTileLinear(p, CudaTile::kLarge, nullptr);
     case Path::kChosen:
       break;
   }
@@ -101,7 +103,11 @@ TEST(CudaLinear, MatchesDouble) {
     CheckShape(m, 64, 72, Path::kSmallTile);
     CheckShape(m, 34, 520, Path::kSmallTile);
   }
-  for (int32_t m : {1, 63, 64, 65}) CheckShape(m, 130, 72, Path::kLargeTile);
+  for (int32_t m : {1, 63, 64, 65}) {
+    CheckShape(m, 130, 72, Path::kMediumTile);
+    CheckShape(m, 130, 72, Path::kLargeTile);
+  }
+  CheckShape(20, 66, 392, Path::kMediumTile);
   CheckShape(20, 254, 200, Path::kLargeTile);
   for (int32_t m : {4, 5, 16, 33}) CheckShape(m, 50, 64, Path::kChosen);
 }
@@ -118,15 +124,15 @@ TEST(CudaLinear, ARowsBitsAreItsOwn) {
   Must(CudaLinear(p, nullptr));
   const auto expected = all.Get();
   for (int32_t m : {1, 2, 7, 16, 17, 33, 64}) {
-    for (bool small_tile : {false, true}) {
+    for (CudaTile tile : {CudaTile::kSmall, CudaTile::kMedium, CudaTile::kLarge}) {
       const int32_t first = random.Int(0, most - m);
       DeviceArray<float> y(int64_t{m} * n);
       p.x = x.data() + int64_t{first} * k;
       p.y_f32 = y.data();
       p.m = m;
-      Must(CudaTileLinear(p, small_tile, nullptr));
+      Must(CudaTileLinear(p, tile, nullptr));
       EXPECT_TRUE(SameBits(y.Get().data(), expected.data() + int64_t{first} * n, int64_t{m} * n))
-          << m << " " << small_tile;
+          << m << " tile " << static_cast<int>(tile);
     }
   }
   // The path of few rows keeps to its own order for every M.

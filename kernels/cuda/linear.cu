@@ -24,8 +24,10 @@ struct Tile {
   static constexpr size_t kSharedBytes = size_t{kStages} * kStageElements * sizeof(Bf16);
   static_assert(kWarpsM * kWarpsN * kWarp == kThreads);
 };
-using SmallTile = Tile<1, 4, 1, 1, 6>;                       // 16 x 32: decode
-using LargeTile = Tile<2, 2, 2, 8, 3>;                       // 64 x 128: prefill
+using SmallTile = Tile<1, 4, 1, 1, 6>;   // 16 x 32: few rows, W streams through many blocks
+using MediumTile = Tile<2, 2, 2, 4, 5>;  // 64 x 64: larger batches of decode rows
+using LargeTile = Tile<2, 2, 2, 8, 3>;   // 64 x 128: prefill
+static_assert(MediumTile::kSharedBytes <= size_t{99} << 10);
 static_assert(LargeTile::kSharedBytes <= size_t{99} << 10);  // two blocks of sm_90, one of sm_80
 
 // Rows [begin, begin + kRows) x columns [k, k + kBlockK) of a matrix [rows, p.k] to shared memory.
@@ -129,15 +131,26 @@ bool Valid(const CudaLinearParams& p) {
 
 }  // namespace
 
-cudaError_t CudaTileLinear(const CudaLinearParams& p, bool small_tile, cudaStream_t stream) {
-  return small_tile ? LaunchTile<SmallTile>(p, stream) : LaunchTile<LargeTile>(p, stream);
+cudaError_t CudaTileLinear(const CudaLinearParams& p, CudaTile tile, cudaStream_t stream) {
+  switch (tile) {
+    case CudaTile::kSmall:
+      return LaunchTile<SmallTile>(p, stream);
+    case CudaTile::kMedium:
+      return LaunchTile<MediumTile>(p, stream);
+    case CudaTile::kLarge:
+      return LaunchTile<LargeTile>(p, stream);
+  }
+  return cudaErrorInvalidValue;
 }
 
 cudaError_t CudaLinear(const CudaLinearParams& p, cudaStream_t stream) {
   if (p.m == 0) return cudaSuccess;
   if (!Valid(p)) return cudaErrorInvalidValue;
   if (p.path == CudaLinearPath::kBySize && p.m <= kMaxGemvRows) return CudaGemv(p, stream);
-  return CudaTileLinear(p, p.m <= 16, stream);
+  const CudaTile tile = p.m <= 16    ? CudaTile::kSmall
+                        : p.m <= 128 ? CudaTile::kMedium
+                                     : CudaTile::kLarge;
+  return CudaTileLinear(p, tile, stream);
 }
 
 }  // namespace paceline::kernels

@@ -38,9 +38,10 @@ struct CudaLinearParams {
 };
 cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 
-// The paths, for tests and benchmarks. CudaGemv: m <= kMaxGemvRows. CudaTileLinear: small_tile
-// chooses the tile of 16 rows for any m.
+// The paths, for tests and benchmarks. CudaGemv: m <= kMaxGemvRows. CudaTileLinear: any tile serves
+// any m.
+enum class CudaTile : uint8_t { kSmall, kMedium, kLarge };  // 16 x 32, 64 x 64, 64 x 128
 cudaError_t CudaGemv(const CudaLinearParams& params, cudaStream_t stream);
-cudaError_t CudaTileLinear(const CudaLinearParams& params, bool small_tile, cudaStream_t stream);
+cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
 
 }  // namespace paceline::kernels

@@ -22,6 +22,7 @@ using Sequence = PlanDriver::Sequence;
 
 constexpr int32_t kVocab = 211;
 constexpr uint64_t kModelSeed = 21;
+constexpr int32_t kLength = kernels::kEmulated ? 16 : 48;  // of outputs
 
 std::shared_ptr<const CudaModel> Model() {
   static const auto model = RandomCudaModel(TinyConfig(), kModelSeed).value();
@@ -105,9 +106,9 @@ class CudaTemperatures : public ::testing::TestWithParam<float> {
   void SetUp() override {
     PACELINE_NEEDS_GPU();
     prompt_ = Prompt(37, 1);
-    sampling_ = Sampling(GetParam(), 48);
+    sampling_ = Sampling(GetParam(), kLength);
     plain_ = RunPlain(prompt_, sampling_);
-    ASSERT_EQ(plain_.output.size(), 48u);
+    ASSERT_EQ(plain_.output.size(), static_cast<size_t>(kLength));
   }
   // The next `count` tokens that the request will emit, after those it has.
   std::vector<TokenId> Truth(const Sequence& s, int32_t count) const {
@@ -130,7 +131,8 @@ TEST_P(CudaTemperatures, TheNoiseIsTheSeedsAlone) {
 }
 
 TEST_P(CudaTemperatures, ChunkedAndBesideOthers) {
-  for (int32_t chunk : {1, 5, 36}) {
+  for (int32_t chunk : {5, 1, 36}) {
+    if (kernels::kEmulated && chunk != 5) continue;
     Rig rig;
     Sequence& s = rig.driver->Start(prompt_, sampling_);
     std::vector<Sequence*> others;
@@ -152,7 +154,8 @@ TEST_P(CudaTemperatures, ChunkedAndBesideOthers) {
 }
 
 TEST_P(CudaTemperatures, ChainsOfEveryQuality) {
-  for (int32_t length : {1, 3, 8}) {
+  for (int32_t length : {3, 1, 8}) {
+    if (kernels::kEmulated && length != 3) continue;
     for (int32_t wrong_at : {0, 1, length}) {
       Rig rig;
       Sequence& s = rig.driver->Start(prompt_, sampling_);
@@ -211,8 +214,8 @@ TEST_P(CudaTemperatures, Trees) {
     }
     compared += static_cast<int32_t>(s.output().size());
   }
-  EXPECT_GT(accepted, 20);
-  EXPECT_GT(compared, 100);
+  EXPECT_GT(accepted, kLength / 2);
+  EXPECT_GT(compared, 2 * kLength);
 }
 
 TEST_P(CudaTemperatures, LaunchedAhead) {
@@ -285,9 +288,9 @@ INSTANTIATE_TEST_SUITE_P(All, CudaTemperatures, ::testing::Values(0.0f, 0.7f));
 TEST(CudaRunnerTest, AgreesWithTheCpuRunner) {
   PACELINE_NEEDS_GPU();
   int32_t compared = 0;
-  for (uint64_t seed = 0; seed < 6; ++seed) {
+  for (uint64_t seed = 0; seed < (kernels::kEmulated ? 2 : 6); ++seed) {
     const auto prompt = Prompt(5 + 13 * static_cast<int32_t>(seed), seed + 60);
-    const SamplingParams sampling = Sampling(0, 40);
+    const SamplingParams sampling = Sampling(0, kLength);
     Seen cpu_seen;
     CpuRunnerOptions options{.threads = 1, .num_blocks = 64};
     options.logits_probe = [&](SlotId slot, int32_t position, std::span<const float> logits) {
@@ -316,7 +319,7 @@ TEST(CudaRunnerTest, AgreesWithTheCpuRunner) {
       }
     }
   }
-  EXPECT_GT(compared, 100);
+  EXPECT_GT(compared, 2 * kLength);
 }
 
 TEST(CudaRunnerTest, StopIdsCandidatesAndMinTokens) {
