@@ -149,50 +149,47 @@ void StartFiber(Fiber* fiber) {
   fiber->copies.clear();
 }
 
-void ReleaseWarps(int threads) {
-  for (int first = 0; first < threads; first += kWarp) {
-    int waiting = 0;
-    for (int i = first; i < first + kWarp; ++i) {
-      waiting += block.fibers[static_cast<size_t>(i)]->state == State::kAtExchange;
+Fiber* FiberAt(int index) { return block.fibers[static_cast<size_t>(index)].get(); }
+
+int Count(int first, int end, State state) {
+  int count = 0;
+  for (int i = first; i < end; ++i) count += FiberAt(i)->state == state;
+  return count;
+}
+
+// Until every thread of the warp is done or waits for the block.
+void RunWarp(int warp, bool backwards) {
+  const int first = warp * kWarp, end = first + kWarp;
+  while (true) {
+    for (int i = 0; i < kWarp; ++i) {
+      Fiber* fiber = FiberAt(backwards ? end - 1 - i : first + i);
+      if (fiber->state == State::kRunnable) Resume(fiber);
     }
-    if (waiting != kWarp) continue;
-    Warp& warp = block.warps[static_cast<size_t>(first / kWarp)];
-    if (warp.together != nullptr) warp.together(warp.exchanged);
-    for (int i = first; i < first + kWarp; ++i) {
-      block.fibers[static_cast<size_t>(i)]->state = State::kRunnable;
+    if (Count(first, end, State::kAtExchange) == 0) return;
+    if (Count(first, end, State::kAtExchange) != kWarp) {
+      Die("lanes wait for a warp operation that others never reach");
     }
+    Warp& values = block.warps[static_cast<size_t>(warp)];
+    if (values.together != nullptr) values.together(values.exchanged);
+    for (int i = first; i < end; ++i) FiberAt(i)->state = State::kRunnable;
   }
 }
 
+// Between two barriers one warp runs as far as it can before the next starts, in an order that
+// changes: what a missing barrier should have kept apart comes together.
 void RunBlock(int threads, std::mt19937& rng) {
-  const int shift = static_cast<int>(rng() % static_cast<unsigned>(threads));
-  const bool backwards = rng() % 2 != 0;
+  const int warps = threads / kWarp;
+  std::vector<int> order(static_cast<size_t>(warps));
+  for (int w = 0; w < warps; ++w) order[static_cast<size_t>(w)] = w;
   while (true) {
-    bool ran = false;
-    int done = 0, at_barrier = 0;
-    for (int i = 0; i < threads; ++i) {
-      const int at = (shift + (backwards ? threads - i : i)) % threads;
-      Fiber* fiber = block.fibers[static_cast<size_t>(at)].get();
-      if (fiber->state == State::kRunnable) {
-        Resume(fiber);
-        ran = true;
-      }
-      done += fiber->state == State::kDone;
-      at_barrier += fiber->state == State::kAtBarrier;
-    }
+    std::shuffle(order.begin(), order.end(), rng);
+    for (int warp : order) RunWarp(warp, rng() % 2 != 0);
+    const int done = Count(0, threads, State::kDone);
     if (done == threads) return;
-    ReleaseWarps(threads);
-    if (done + at_barrier == threads) {
-      for (auto& fiber : block.fibers) {
-        if (fiber->state == State::kAtBarrier) fiber->state = State::kRunnable;
-      }
-      continue;
-    }
-    bool runnable = false;
+    if (done + Count(0, threads, State::kAtBarrier) != threads) Die("a barrier is never reached");
     for (int i = 0; i < threads; ++i) {
-      runnable |= block.fibers[static_cast<size_t>(i)]->state == State::kRunnable;
+      if (FiberAt(i)->state == State::kAtBarrier) FiberAt(i)->state = State::kRunnable;
     }
-    if (!ran && !runnable) Die("threads wait for a barrier or a warp that others never reach");
   }
 }
 
