@@ -277,6 +277,17 @@ TEST(CudaAttention, ARowsBitsDoNotDependOnItsSpan) {
   }
 }
 
+TEST(CudaAttention, LongContexts) {
+  PACELINE_NEEDS_GPU();
+  if (kEmulated) GTEST_SKIP() << "skipped: takes a GPU";
+  RandomInputs random(31);
+  const Batch batch({128, 8, 2, 16}, {{33000, 1, {}}, {5000, 7, {}}, {70, 1, {}}, {1500, 300, {}}},
+                    random);
+  const auto out = batch.Run(1 << 20);
+  batch.ExpectDouble(out);
+  EXPECT_TRUE(SameBits(out.data(), batch.Run(0).data(), static_cast<int64_t>(out.size())));
+}
+
 TEST(CudaAttention, RefusesBadShapes) {
   PACELINE_NEEDS_GPU();
   CudaAttentionParams p;

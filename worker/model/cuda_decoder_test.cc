@@ -297,6 +297,47 @@ TEST_F(CudaDecoderTest, ATreesPathSeesWhatAChainSees) {
   }
 }
 
+// Widths of a small real model, beside the CPU decoder.
+TEST_F(CudaDecoderTest, AgreesWithTheCpuAtRealWidths) {
+  if (kernels::kEmulated) GTEST_SKIP() << "skipped: takes a GPU";
+  ModelConfig config = TinyConfig();
+  config.hidden_size = 1024;
+  config.intermediate_size = 2816;
+  config.num_heads = 16;
+  config.num_kv_heads = 4;
+  config.head_dim = 64;
+  config.num_layers = 2;
+  config.vocab_size = 32000;
+  const std::vector<TokenId> tokens = RandomTokens(300, config.vocab_size, 12);
+  const auto cpu_model = RandomCpuModel(config, 3);
+  kernels::ThreadPool pool(8);
+  KvPoolCpu cpu_kv = KvPoolCpu::Create({.num_blocks = 64,
+                                        .block_size = kBlock,
+                                        .kv_heads = config.num_kv_heads,
+                                        .head_dim = config.head_dim},
+                                       config.num_layers)
+                         .value();
+  CpuDecoder cpu(*cpu_model, cpu_kv, pool, 1024, 0);
+  CudaDecoderOptions options;
+  Bench bench(RandomCudaModel(config, 3).value(), options);
+  const auto table = bench.Table(0);
+  bench.Add(table, tokens, 0);
+  cpu.Run(bench.batch);
+  const std::vector<int32_t> rows = {0, 1, 63, 64, 255, 256, 299};
+  std::vector<float> expected(rows.size() * static_cast<size_t>(config.vocab_size));
+  cpu.Head(rows, expected.data());
+  const Logits logits = bench.Run(rows);
+  double error = 0, square = 0;
+  for (size_t i = 0; i < expected.size(); ++i) {
+    const size_t row = i / static_cast<size_t>(config.vocab_size);
+    const double e = logits[row][i % static_cast<size_t>(config.vocab_size)] - expected[i];
+    error += e * e;
+    square += double{expected[i]} * expected[i];
+  }
+  EXPECT_LT(std::sqrt(error / square), 0.02);
+  EXPECT_GT(square, 0);
+}
+
 TEST_F(CudaDecoderTest, RefusesSizesThatTheKernelsLack) {
   ModelConfig config = TinyConfig();
   config.head_dim = 10;
