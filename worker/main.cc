@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/flags.h"
 #include "common/log.h"
-#include "worker/service/model_name.h"
+#include "common/model_name.h"
 #include "worker/worker_process.h"
 
 namespace paceline {

@@ -48,8 +48,10 @@ struct DraftCommit {
   std::vector<TokenId> new_tokens;
   uint64_t prefix_hash = 0;        // HashTokens of [0, base_len)
   std::vector<TokenId> in_flight;  // the chain that the step in flight verifies behind base_len
-  int32_t want_len = 0;            // draft length asked for; 0 = keep up, send nothing
-  int32_t want_branches = 0;       // outcomes to enumerate; 0 = chain
+  // Tokens wanted: of a chain behind base_len, so that it reaches over in_flight; of each branch
+  // behind its outcome. 0 = keep up, send nothing.
+  int32_t want_len = 0;
+  int32_t want_branches = 0;  // outcomes to enumerate; 0 = chain
 };
 
 struct DraftClose {

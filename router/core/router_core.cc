@@ -177,6 +177,7 @@ bool RouterCore::TryPlace(RequestRecord* r, TimePoint now) {
   request.model = r->request.model;
   request.session_id = g.session_id;
   request.fingerprint = r->fingerprint;
+  request.tokenizer = r->request.tokenizer;
   request.prefix_hashes = r->prefix_hashes;
   request.prompt_tokens = static_cast<int64_t>(g.prompt.size()) + r->emitted_tokens();
   request.total_tokens = static_cast<int64_t>(g.prompt.size()) + g.sampling.max_tokens;

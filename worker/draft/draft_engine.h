@@ -25,7 +25,7 @@ namespace paceline {
 struct DraftEngineOptions {
   int32_t max_batch_rows = 512;  // rows of one step
   int32_t prefill_chunk = 256;   // rows of one catch-up span at most
-  int32_t max_len = 16;          // drafts per chain or branch at most; targets may ask for less
+  int32_t max_len = 32;          // drafts per chain or branch at most; targets may ask for less
   int32_t max_branches = 64;     // per session at most
   int32_t max_candidates = 16;   // guesses per outcome position at most
   int32_t max_sessions = 4096;

@@ -1,5 +1,6 @@
 #include "worker/engine/engine.h"
 
+#include <algorithm>
 #include <mutex>
 #include <utility>
 
@@ -14,6 +15,9 @@ namespace {
 // Lists that cost more than a step's share are refreshed this often while steps run.
 constexpr Duration kSlowRefresh = std::chrono::milliseconds(20);
 constexpr Duration kIdleSleep = std::chrono::seconds(1);
+// Between looks for drafts when nothing else can run.
+constexpr Duration kLeastPoll = std::chrono::microseconds(50);
+constexpr Duration kLongestPoll = std::chrono::milliseconds(5);
 
 // Weight of the newest step in the moving averages.
 constexpr double kAverageWeight = 0.05;
@@ -72,7 +76,7 @@ class Engine::Impl {
  private:
   void TakeCommands();
   absl::Status ReadOne();
-  void Publish();
+  bool Publish();
   void PublishSnapshot(bool refresh_lists);
 
   const EngineOptions options_;
@@ -92,6 +96,7 @@ class Engine::Impl {
   TimePoint last_refresh_{};
   uint64_t last_evictions_ = 0;
   bool lists_changed_ = true;
+  bool polls_ = false;  // all that could run waits for drafts
 
   mutable std::mutex published_mutex_;
   EngineSnapshot snapshot_;  // without prefix_chunks
@@ -112,12 +117,14 @@ void Engine::Impl::TakeCommands() {
   }
 }
 
-void Engine::Impl::Publish() {
+// Whether there was anything to tell.
+bool Engine::Impl::Publish() {
   inbox_.SetQueued(scheduler_.num_queued());
   EngineOutput output = scheduler_.TakeOutput();
-  if (output.deltas.empty() && output.finished.empty()) return;
+  if (output.deltas.empty() && output.finished.empty()) return false;
   inbox_.Forget(output.finished);
   sink_(std::move(output));
+  return true;
 }
 
 // Reads and commits the oldest plan in flight.
@@ -154,16 +161,17 @@ absl::StatusOr<bool> Engine::Impl::Step() {
     RETURN_IF_ERROR(fault_);
     scheduler_.Launched(now);
   }
-  Publish();
+  const bool dropped = Publish();
   const int32_t in_flight = scheduler_.num_in_flight();
   const int32_t kept = options_.launch_ahead && launches ? 1 : 0;
   if (in_flight > kept) {
     fault_ = ReadOne();
     RETURN_IF_ERROR(fault_);
-  } else if (commands || lists_changed_) {
+  } else if (commands || dropped || lists_changed_) {
     PublishSnapshot(/*refresh_lists=*/scheduler_.idle());
   }
-  return in_flight > 0 || commands;
+  polls_ = in_flight == 0 && scheduler_.waits_for_drafts();
+  return in_flight > 0 || commands || polls_;
 }
 
 // Counts every step; lists when they changed and are due.
@@ -196,7 +204,12 @@ void Engine::Impl::PublishSnapshot(bool refresh_lists) {
 absl::Status Engine::Impl::Run() {
   while (!inbox_.stopped()) {
     ASSIGN_OR_RETURN(const bool worked, Step());
-    if (!worked) inbox_.WaitForWork(kIdleSleep);
+    if (polls_) {
+      inbox_.WaitForWork(
+          std::clamp(Seconds(building_.step_seconds / kPollsPerStep), kLeastPoll, kLongestPoll));
+    } else if (!worked) {
+      inbox_.WaitForWork(kIdleSleep);
+    }
   }
   while (scheduler_.num_in_flight() > 0) {
     fault_ = ReadOne();

@@ -46,6 +46,8 @@ class Scheduler {
 
   int32_t num_in_flight() const { return static_cast<int32_t>(flights_.size()); }
   bool idle() const { return requests_.empty() && flights_.empty(); }
+  // Whether the last Schedule left decodes out because their drafts are being made.
+  bool waits_for_drafts() const { return waits_for_drafts_; }
   // Requests of which no sample has been scheduled yet.
   int32_t num_queued() const { return num_queued_; }
   uint64_t output_tokens() const { return output_tokens_; }
@@ -95,6 +97,7 @@ class Scheduler {
   void ChooseDecodes();
   void PreemptForPriority(TimePoint now);
   void MakeRoom();
+  bool MakeRoomInOrder(int32_t prefill_rows);
   void PlanDecodes();
   void PlanPrefills(TimePoint now);
 
@@ -123,6 +126,7 @@ class Scheduler {
   void TakeSlot(Sequence* s);
 
   // Talking to the speculator.
+  bool WaitsForDraft(const Sequence& s) const;
   SpecProposal ProposeDrafts(Sequence* s, int32_t max_drafts);
   void TellInFlight(const Part& part);
   void BeginDrafting(Sequence* s);
@@ -141,6 +145,9 @@ class Scheduler {
   void StopRunning(Sequence* s);
   void ClearGraves();
   void ReportStep(const Flight& flight, TimePoint now);
+
+  void CheckRunning() const;
+  void CheckRequests() const;
 
   const EngineOptions options_;
   const RunnerInfo info_;
@@ -170,7 +177,9 @@ class Scheduler {
   std::vector<Sequence*> decodes_;
   std::vector<Sequence*> prefills_;
   int32_t prefill_reserve_ = 0;  // rows kept from decodes
+  int32_t decode_limit_ = 1;     // decodes that may have a row
   bool short_of_blocks_ = false;
+  bool waits_for_drafts_ = false;
   // The admission that failed last, and the room it found: not tried again until there is more.
   const Sequence* blocked_ = nullptr;
   int32_t blocked_room_ = 0;

@@ -19,7 +19,8 @@ SpecSequence SpecOf(const Sequence& s) {
                       .strategy = request.request.draft_strategy,
                       .draft_len = request.request.draft_len,
                       .sampling = request.sampling.get(),
-                      .priority = s.priority};
+                      .priority = s.priority,
+                      .cache_salt = request.request.cache_salt};
 }
 
 // Leading tokens that are ids of the model, at most `limit`: a proposal is not trusted.
@@ -78,12 +79,16 @@ SpecProposal Scheduler::ProposeDrafts(Sequence* s, int32_t max_drafts) {
   return proposal;
 }
 
+bool Scheduler::WaitsForDraft(const Sequence& s) const {
+  return s.drafting && !s.in_flight() && speculator_->WantsToWait(SpecOf(s));
+}
+
 void Scheduler::TakeSlot(Sequence* s) {
   CHECK(!free_slots_.empty());
   s->slot = free_slots_.back();
   free_slots_.pop_back();
   s->state = SequenceState::kPrefill;
-  s->chosen = s->ready = s->yields = false;
+  s->chosen = s->ready = s->stuck = s->yields = false;
   running_.insert(std::ranges::upper_bound(running_, s, RanksBefore()), s);
   ++s->request->running;
   plan_.binds.push_back({.slot = s->slot,
@@ -145,7 +150,7 @@ void Scheduler::AddDecodeSpan(Sequence* s, SpecProposal proposal) {
   }
   AddPart(s, {.span = index,
               .rows = num_rows,
-              .written = ahead ? 1 : num_rows,
+              .written = 1,
               .drafts = drafts,
               .samples = true,
               .from_slot = ahead,
@@ -208,10 +213,7 @@ void Scheduler::AddPart(Sequence* s, const Part& part) {
   s->pending_drafts = part.drafts;
   s->pending_sample = part.samples;
   s->last_step = plan_.step;
-  // Slots that the step in flight writes count as live.
-  if (options_.launch_ahead && !part.follows) {
-    SetLive(s);
-  }
+  if (!part.follows) SetLive(s);
 }
 
 void Scheduler::Launched(TimePoint now) {
@@ -234,6 +236,7 @@ void Scheduler::Launched(TimePoint now) {
   for (const Part& part : flight.parts) {
     if (!part.prefill && part.sequence->drafting) TellInFlight(part);
   }
+  speculator_->EndLaunch();
   flights_.push_back(std::move(plan_flight_));
   plan_flight_ = Flight{};
   if (!spare_flights_.empty()) {

@@ -116,9 +116,22 @@ CpuRunner::CpuRunner(std::shared_ptr<const CpuModel> model, CpuRunnerOptions opt
 // --- A step ---
 
 absl::Status CpuRunner::Launch(const StepPlan& plan) {
-  if (results_.size() >= kMaxInFlight) {
+  if (plans_.size() >= kMaxInFlight) {
     return absl::InternalError("CPU runner: a third plan in flight");
   }
+  RETURN_IF_ERROR(host_.Check(plan));
+  plans_.push_back(plan);
+  return absl::OkStatus();
+}
+
+absl::StatusOr<StepResult> CpuRunner::Wait() {
+  if (plans_.empty()) return absl::InternalError("CPU runner: Wait without Launch");
+  const StepPlan plan = std::move(plans_.front());
+  plans_.pop_front();
+  return Run(plan);
+}
+
+absl::StatusOr<StepResult> CpuRunner::Run(const StepPlan& plan) {
   RETURN_IF_ERROR(host_.Begin(plan));
   moves_.Clear();
   host_.BlockCopies(&moves_);
@@ -128,15 +141,8 @@ absl::Status CpuRunner::Launch(const StepPlan& plan) {
   if (!batch_.tokens.empty()) decoder_.Run(batch_);
   DrawTokens();
   moves_.Clear();
-  results_.push_back(host_.Finish(outputs_, &moves_));
+  StepResult result = host_.Finish(outputs_, &moves_);
   kv_.Copy(moves_.copies, pool_);
-  return absl::OkStatus();
-}
-
-absl::StatusOr<StepResult> CpuRunner::Wait() {
-  if (results_.empty()) return absl::InternalError("CPU runner: Wait without Launch");
-  StepResult result = std::move(results_.front());
-  results_.pop_front();
   return result;
 }
 

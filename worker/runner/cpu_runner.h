@@ -1,5 +1,6 @@
 // The Runner of the CPU backend: resolves a plan against its slots, runs the decoder, samples,
-// accepts drafts and moves their KV. A step is carried out inside Launch; Wait hands out results.
+// accepts drafts and moves their KV. Launch checks and keeps the plan, Wait carries it out: so what
+// is to happen beside a step (drafters at work on its outcomes) has begun when the step does.
 #pragma once
 
 #include <cstdint>
@@ -54,6 +55,7 @@ class CpuRunner final : public Runner {
   CpuRunner(std::shared_ptr<const CpuModel> model, CpuRunnerOptions options, KvPoolCpu kv,
             RunnerInfo info);
 
+  absl::StatusOr<StepResult> Run(const StepPlan& plan);
   void DrawTokens();
   void DrawSome(size_t begin, size_t end);
 
@@ -64,7 +66,7 @@ class CpuRunner final : public Runner {
   KvPoolCpu kv_;
   CpuDecoder decoder_;
   std::optional<SyntheticTokens> synthetic_;
-  std::deque<StepResult> results_;  // launched, not yet waited for
+  std::deque<StepPlan> plans_;  // launched, not yet waited for
 
   // Of the step in hand.
   DecoderBatch batch_;

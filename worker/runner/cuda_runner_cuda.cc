@@ -183,6 +183,7 @@ absl::Status CudaRunner::Launch(const StepPlan& plan) {
   if (results_.size() + (in_flight_ ? 1 : 0) >= kMaxInFlight) {
     return absl::InternalError("CUDA runner: a third plan in flight");
   }
+  RETURN_IF_ERROR(host_.Check(plan));
   RETURN_IF_ERROR(Complete());
   plan_ = plan;
   RETURN_IF_ERROR(host_.Begin(plan_));

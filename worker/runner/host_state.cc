@@ -29,9 +29,11 @@ HostState::HostState(std::string backend, RunnerInfo info, int32_t num_hidden_sl
       num_hidden_slots_(num_hidden_slots),
       slots_(static_cast<size_t>(info_.max_slots)) {}
 
-absl::Status HostState::Fault(const std::string& what) const {
-  return absl::InternalError(absl::StrCat(backend_, ": ", what, "\n", DebugString(*plan_)));
+absl::Status HostState::FaultOf(const StepPlan& plan, const std::string& what) const {
+  return absl::InternalError(absl::StrCat(backend_, ": ", what, "\n", DebugString(plan)));
 }
+
+absl::Status HostState::Fault(const std::string& what) const { return FaultOf(*plan_, what); }
 
 // --- The rules of a plan ---
 
@@ -49,25 +51,27 @@ absl::Status HostState::CheckSpan(const Span& span) const {
   return absl::OkStatus();
 }
 
-absl::Status HostState::CheckPlan() const {
-  RETURN_IF_ERROR(ValidatePlan(*plan_, limits_));
-  RETURN_IF_ERROR(CheckBinds(*plan_, info_));
-  for (const KvCopy& copy : plan_->copies) {
+absl::Status HostState::CheckPlan(const StepPlan& plan) const {
+  RETURN_IF_ERROR(ValidatePlan(plan, limits_));
+  RETURN_IF_ERROR(CheckBinds(plan, info_));
+  for (const KvCopy& copy : plan.copies) {
     if (std::min(copy.src, copy.dst) < 0 || std::max(copy.src, copy.dst) >= info_.num_blocks ||
         copy.num_slots < 0 || copy.num_slots > info_.block_size) {
       return absl::InternalError(absl::StrCat("copy of ", copy.num_slots, " slots from block ",
                                               copy.src, " to ", copy.dst));
     }
   }
-  for (const Span& span : plan_->spans) RETURN_IF_ERROR(CheckSpan(span));
+  for (const Span& span : plan.spans) RETURN_IF_ERROR(CheckSpan(span));
   return absl::OkStatus();
+}
+
+absl::Status HostState::Check(const StepPlan& plan) const {
+  const absl::Status checked = CheckPlan(plan);
+  return checked.ok() ? checked : FaultOf(plan, std::string(checked.message()));
 }
 
 absl::Status HostState::Begin(const StepPlan& plan) {
   plan_ = &plan;
-  if (const absl::Status checked = CheckPlan(); !checked.ok()) {
-    return Fault(std::string(checked.message()));
-  }
   for (const SlotBind& bind : plan.binds) {
     slots_[static_cast<size_t>(bind.slot)] = SlotState::FromBind(bind, info_);
   }

@@ -19,7 +19,7 @@ namespace paceline {
 // Draft rows may lie beyond the last position that can be emitted.
 inline constexpr int32_t kPositionSlack = 1024;
 
-// Calls for one step: Begin, FillBatch, ParamsOf of each draw, Finish. One thread.
+// Calls for one step: Check, Begin, FillBatch, ParamsOf of each draw, Finish. One thread.
 class HostState {
  public:
   // A token to draw: a sample row that runs, of a slot that has not ended.
@@ -42,8 +42,10 @@ class HostState {
   const RunnerInfo& info() const { return info_; }
   int32_t max_position() const { return info_.max_context + kPositionSlack; }
 
-  // Takes the binds and resolves the plan, which must stay until Finish. INTERNAL, with the plan,
-  // when it breaks a rule or does not fit the slots.
+  // INTERNAL, with the plan, when it breaks a rule.
+  absl::Status Check(const StepPlan& plan) const;
+  // Takes the binds and resolves a checked plan, which must stay until Finish. INTERNAL, with the
+  // plan, when it does not fit the slots.
   absl::Status Begin(const StepPlan& plan);
   // The plan's copies of blocks, one group.
   void BlockCopies(KvMoves* moves) const;
@@ -61,7 +63,8 @@ class HostState {
   absl::Status Fault(const std::string& what) const;  // with the plan in hand
 
  private:
-  absl::Status CheckPlan() const;
+  absl::Status FaultOf(const StepPlan& plan, const std::string& what) const;
+  absl::Status CheckPlan(const StepPlan& plan) const;
   absl::Status CheckSpan(const Span& span) const;
   void ListDraws();
   void EmitSpan(const ResolvedSpan& run, std::span<kernels::SampleOutput> outputs, size_t* draw,

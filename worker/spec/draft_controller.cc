@@ -7,6 +7,10 @@ namespace {
 
 constexpr int32_t kBlindLen = 3;      // drafts while no step has been measured
 constexpr double kLeastGain = 1.002;  // a longer plan must be better by this
+constexpr double kMostAcceptance = 0.995;
+constexpr double kLeastSurvival = 0.01;   // less is never worth a row
+constexpr int kSurvivalLevels = 1024;     // told apart when positions are sorted
+constexpr double kNgramObservations = 8;  // before the n-gram route may be preferred
 
 int32_t TemperatureBucket(float temperature) {
   if (temperature <= 0) return 0;
@@ -36,6 +40,7 @@ void DraftController::Observe(DraftRequest* request, ProposalSource source, int3
   const int route = source == ProposalSource::kNgram ? 1 : 0;
   request->survival[route].Observe(drafted, accepted, options_.ema);
   priors_[route][request->temperature_bucket].Observe(drafted, accepted, options_.prior_ema);
+  prior_known_[route][request->temperature_bucket] = false;
   if (!request->probe) return;
   ++probes_;
   request->probe = false;
@@ -44,32 +49,64 @@ void DraftController::Observe(DraftRequest* request, ProposalSource source, int3
   request->probe_after = std::min(request->probe_after * 2, options_.last_probe);
 }
 
+// Where a position has not been seen, the one before it is the best guess.
+const DraftController::Curve& DraftController::Prior(int route, int32_t bucket) const {
+  Curve& curve = prior_curves_[route][bucket];
+  if (prior_known_[route][bucket]) return curve;
+  double prior = route == 1 ? options_.prior_ngram : options_.prior_remote;
+  for (int32_t i = 0; i < kSpecPositions; ++i) {
+    prior = priors_[route][bucket].Conditional(i, prior, options_.prior_weight);
+    prior = curve[i] = std::max(prior, 1e-3);
+  }
+  prior_known_[route][bucket] = true;
+  return curve;
+}
+
 template <typename Use>
-void DraftController::WalkSurvival(const DraftRequest& request, Use use) const {
-  const int route = request.ngram ? 1 : 0;
-  const Survival& shared = priors_[route][request.temperature_bucket];
-  double prior = request.ngram ? options_.prior_ngram : options_.prior_remote;
-  double own = prior;
+void DraftController::WalkSurvival(const DraftRequest& request, bool ngram, Use use) const {
+  const int route = ngram ? 1 : 0;
+  const Curve& prior = Prior(route, request.temperature_bucket);
+  const int32_t most = std::min(options_.max_len, request.max_len);
+  double relative = 1;
   double survival = 1;
-  for (int32_t i = 0; i < std::min(options_.max_len, request.max_len); ++i) {
-    // Where a position has not been seen, the one before it is the best guess, and a request that
-    // does worse than its prior there will do worse here.
-    const double relative = i == 0 ? 1 : std::clamp(own / prior, 0.1, 1.25);
-    prior = std::max(shared.Conditional(i, prior, options_.prior_weight), 1e-3);
-    const double expected = std::min(prior * relative, 0.995);
-    own = request.survival[route].Conditional(i, expected, options_.prior_weight);
+  for (int32_t i = 0; i < most; ++i) {
+    // A request that does worse than its prior at one position will do worse at the next.
+    const double expected = std::min(prior[i] * relative, kMostAcceptance);
+    const double own = request.survival[route].Conditional(i, expected, options_.prior_weight);
     survival *= own;
     if (!use(i, survival)) return;
+    relative = std::clamp(own / prior[i], 0.1, 1.25);
   }
 }
 
 double DraftController::SurvivalAt(const DraftRequest& request, int32_t position) const {
   double found = 0;
-  WalkSurvival(request, [&](int32_t i, double survival) {
+  WalkSurvival(request, request.ngram, [&](int32_t i, double survival) {
     if (i == position) found = survival;
     return i < position;
   });
   return found;
+}
+
+int32_t DraftController::CoverLen(const DraftRequest& request) const {
+  int32_t len = 0;
+  WalkSurvival(request, !request.ngram, [&](int32_t, double survival) {
+    if (len >= request.planned || survival < least_survival_) return false;
+    ++len;
+    return true;
+  });
+  return len;
+}
+
+// Acceptance of the first draft.
+double DraftController::First(const DraftRequest& request, int route) const {
+  const double prior = Prior(route, request.temperature_bucket)[0];
+  return request.survival[route].Conditional(0, prior, options_.prior_weight);
+}
+
+bool DraftController::PrefersNgram(const DraftRequest& request) const {
+  return request.survival[1].observations(0) >= kNgramObservations &&
+         First(request, 1) > First(request, 0);
 }
 
 void DraftController::EndStep(const StepSummary& step) {
@@ -122,37 +159,51 @@ void DraftController::Plan(std::span<DraftRequest* const> requests) {
   for (DraftRequest* request : requests) PlanProbe(request);
 }
 
+// Sorts by falling survival, as far as levels tell; linear in the slots.
+void DraftController::SortSlots() {
+  std::array<int32_t, kSurvivalLevels + 1> begin{};
+  const auto level = [](const Slot& slot) {
+    return kSurvivalLevels - 1 -
+           std::clamp(static_cast<int>(slot.survival * kSurvivalLevels), 0, kSurvivalLevels - 1);
+  };
+  for (const Slot& slot : slots_) ++begin[level(slot) + 1];
+  for (int l = 1; l <= kSurvivalLevels; ++l) begin[l] += begin[l - 1];
+  sorted_.resize(slots_.size());
+  for (const Slot& slot : slots_) sorted_[begin[level(slot)]++] = slot;
+}
+
 // Goodput is (tokens) / (seconds); seconds have steps where kernels change shape, so all lengths
 // are tried rather than only the next.
 void DraftController::PlanByGoodput(std::span<DraftRequest* const> requests) {
-  std::vector<std::pair<double, int32_t>> slots;  // survival, request
-  slots.reserve(requests.size() * options_.max_len);
+  slots_.clear();
   for (size_t r = 0; r < requests.size(); ++r) {
     if (!requests[r]->probe) requests[r]->planned = 0;
-    WalkSurvival(*requests[r], [&](int32_t, double survival) {
-      slots.emplace_back(survival, static_cast<int32_t>(r));
-      return survival > 0.01;
+    WalkSurvival(*requests[r], requests[r]->ngram, [&](int32_t, double survival) {
+      slots_.push_back({survival, static_cast<int32_t>(r)});
+      return survival > kLeastSurvival;
     });
   }
-  std::ranges::stable_sort(slots, std::greater<>(), [](const auto& s) { return s.first; });
+  SortSlots();
 
   size_t best = 0;
   if (cost_.Seconds(plain_rows_) <= 0) {
-    best = std::min(slots.size(), requests.size() * kBlindLen);
+    best = std::min(sorted_.size(), requests.size() * kBlindLen);
   } else {
+    seconds_.resize(sorted_.size() + 1);
+    cost_.Seconds(plain_rows_, seconds_);
     double tokens = std::max<double>(1, requests.size());
-    double best_goodput = tokens / cost_.Seconds(plain_rows_);
-    for (size_t k = 1; k <= slots.size(); ++k) {
-      tokens += slots[k - 1].first;
-      const double goodput = tokens / cost_.Seconds(plain_rows_ + static_cast<int32_t>(k));
-      if (goodput <= best_goodput * kLeastGain) continue;
-      best_goodput = goodput;
+    double best_goodput = tokens / seconds_[0];
+    for (size_t k = 1; k <= sorted_.size(); ++k) {
+      tokens += sorted_[k - 1].survival;
+      if (tokens <= best_goodput * kLeastGain * seconds_[k]) continue;
+      best_goodput = tokens / seconds_[k];
       best = k;
     }
   }
+  least_survival_ = best > 0 ? sorted_[best - 1].survival : 1;
   // A sequence's positions fall in survival, so the slots taken of it are its first ones.
   std::vector<int32_t> lengths(requests.size(), 0);
-  for (size_t k = 0; k < best; ++k) ++lengths[slots[k].second];
+  for (size_t k = 0; k < best; ++k) ++lengths[sorted_[k].request];
   for (size_t r = 0; r < requests.size(); ++r) {
     if (lengths[r] == 0) continue;
     requests[r]->planned = lengths[r];

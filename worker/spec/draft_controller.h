@@ -19,9 +19,9 @@ namespace paceline {
 
 struct DraftControllerOptions {
   int32_t max_len = 8;
-  double ema = 0.1;           // of a request's own acceptance
+  double ema = 0.05;          // of a request's own acceptance
   double prior_ema = 0.01;    // of the priors
-  double prior_weight = 4;    // observations that the prior counts for
+  double prior_weight = 8;    // observations that the prior counts for
   double prior_remote = 0.6;  // acceptance before anything is known
   double prior_ngram = 0.4;
   int32_t first_probe = 256;  // steps at length 0 before the first probe; doubles up to ...
@@ -68,6 +68,12 @@ class DraftController {
   // Sets `planned` and `probe` of all requests that it may decide for, for the next step.
   void Plan(std::span<DraftRequest* const> requests);
 
+  // Drafts of the other route that are worth a row where the route that was planned for has none:
+  // they survive as well as the last draft that the newest plan took.
+  int32_t CoverLen(const DraftRequest& request) const;
+  // The n-gram drafts of this request have done better than its remote ones.
+  bool PrefersNgram(const DraftRequest& request) const;
+
   // P(the first i + 1 drafts are accepted).
   double SurvivalAt(const DraftRequest& request, int32_t i) const;
   bool engine_off() const { return off_ && trial_left_ == 0; }
@@ -77,17 +83,25 @@ class DraftController {
   const StepCost& cost() const { return cost_; }
 
  private:
+  using Curve = std::array<double, kSpecPositions>;
+  // Acceptance of each position given the ones before it, of all requests of a route and bucket.
+  const Curve& Prior(int route, int32_t bucket) const;
   // Calls use(i, survival) for positions from 0 while it answers true.
   template <typename Use>
-  void WalkSurvival(const DraftRequest& request, Use use) const;
+  void WalkSurvival(const DraftRequest& request, bool ngram, Use use) const;
+  double First(const DraftRequest& request, int route) const;
   void JudgeEngine(const StepSummary& step);
+  void SortSlots();
   void PlanByGoodput(std::span<DraftRequest* const> requests);
   void PlanProbe(DraftRequest* request) const;
 
   DraftControllerOptions options_;
   std::array<std::array<Survival, 4>, 2> priors_;  // [remote, n-gram][temperature bucket]
+  mutable std::array<std::array<Curve, 4>, 2> prior_curves_{};
+  mutable std::array<std::array<bool, 4>, 2> prior_known_{};  // the curve is up to date
   StepCost cost_;
-  int32_t plain_rows_ = 0;  // rows of the newest step that were no drafts
+  double least_survival_ = 0;  // that the newest plan took
+  int32_t plain_rows_ = 0;     // rows of the newest step that were no drafts
   double gain_ = 1;
   // The newest drafting steps, and the same steps as they would have been without drafts.
   double draft_tokens_ = 0, draft_seconds_ = 0;
@@ -99,6 +113,14 @@ class DraftController {
   int32_t trial_left_ = 0;
   uint64_t probes_ = 0;
   uint64_t times_off_ = 0;
+
+  // Of PlanByGoodput, kept for their memory.
+  struct Slot {
+    double survival = 0;
+    int32_t request = 0;
+  };
+  std::vector<Slot> slots_, sorted_;
+  std::vector<double> seconds_;
 };
 
 }  // namespace paceline

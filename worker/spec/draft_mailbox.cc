@@ -56,13 +56,13 @@ std::optional<DraftDrop> DraftMailbox::Check(const Slot& slot,
     return DraftDrop::kSize;
   }
   for (const DraftBranch& branch : proposal.branches) {
-    if (branch.tokens.empty() || branch.tokens.size() > static_cast<size_t>(limits_.max_tokens) ||
-        branch.accepted < 0 || branch.accepted > limits_.max_tokens) {
+    if (branch.tokens.empty() || branch.tokens.size() > static_cast<size_t>(limits_.max_tokens)) {
       return DraftDrop::kSize;
     }
-    if (!TokensFit(branch.tokens) || !TokensFit(std::span(&branch.next, 1))) {
-      return DraftDrop::kTokenRange;
-    }
+    if (!TokensFit(branch.tokens)) return DraftDrop::kTokenRange;
+    if (chain) continue;  // its outcome is unused
+    if (branch.accepted < 0 || branch.accepted > limits_.max_tokens) return DraftDrop::kSize;
+    if (!TokensFit(std::span(&branch.next, 1))) return DraftDrop::kTokenRange;
   }
   if (proposal.base_len < 0 || slot.bases.empty() || proposal.base_len > slot.bases.back().len) {
     return DraftDrop::kBadBase;
@@ -75,7 +75,8 @@ std::optional<DraftDrop> DraftMailbox::Check(const Slot& slot,
 }
 
 void DraftMailbox::Deliver(DraftLinkId link, uint64_t incarnation, DraftFrame frame) {
-  {
+  // All zero: none was sent; the drafter has at least the session that it talks about.
+  if (frame.load.sessions > 0 || frame.load.step_micros > 0) {
     std::lock_guard lock(mutex_);
     DraftLoad& load = loads_[link];
     load.sessions = std::max(0, frame.load.sessions);

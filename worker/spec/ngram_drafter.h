@@ -1,19 +1,19 @@
-// Prompt lookup: drafts the tokens that followed the newest earlier occurrence of the sequence's
-// own last n tokens, the longest n first. Incremental: O(max_n) hash inserts per token, O(max_n)
-// look-ups per draft. One per sequence; not thread-safe.
+// Prompt lookup: drafts the tokens that followed an earlier occurrence of the sequence's own last
+// tokens, the longest match first, the newest first between equals. Incremental: two writes per
+// token; a draft looks at a bounded number of occurrences. One per sequence; not thread-safe.
 #pragma once
 
 #include <cstdint>
 #include <span>
 #include <vector>
 
-#include "absl/container/flat_hash_map.h"
 #include "common/types/sampling_params.h"
 
 namespace paceline {
 
 class NgramDrafter {
  public:
+  // A match has at least kMinN tokens; longer than kMaxN is not told apart.
   static constexpr int kMinN = 2;
   static constexpr int kMaxN = 4;
 
@@ -28,22 +28,25 @@ class NgramDrafter {
   // continued.
   std::vector<TokenId> Draft(int32_t count, std::span<const TokenId> draft = {}) const;
 
-  // First tokens that followed the last n tokens anywhere before, newest first, each once; longest
-  // n first. At most `count`.
+  // First tokens that followed the last n tokens before, longest n first, newest first, each once.
+  // At most `count`.
   std::vector<TokenId> Alternatives(int32_t count) const;
 
  private:
-  uint64_t Key(int32_t n, std::span<const TokenId> last) const;
-  int32_t Find(std::span<const TokenId> tail) const;
-  bool Matches(int32_t end, std::span<const TokenId> last) const;
+  size_t Slot(std::span<const TokenId> tokens) const;
+  int32_t MatchLen(int32_t follower, std::span<const TokenId> tail) const;
+  // Calls use(follower, match length) from the newest occurrence backwards while it answers true.
+  template <typename Use>
+  void Walk(std::span<const TokenId> tail, Use use) const;
+  void Link(int32_t follower);
+  void Grow();
 
   int32_t min_n_;
   int32_t max_n_;
   std::vector<TokenId> tokens_;
-  // Of an n-gram's newest occurrence that has a successor: the successor's index.
-  absl::flat_hash_map<uint64_t, int32_t> followers_;
-  // [index of a successor] the one before it for the same min_n-gram, or kNone: for alternatives.
-  std::vector<int32_t> earlier_;
+  // Chains of the indices of successors, newest first, by the hash of the min_n tokens before them.
+  std::vector<int32_t> newest_;   // [power of two]
+  std::vector<int32_t> earlier_;  // [tokens]
 };
 
 }  // namespace paceline

@@ -15,6 +15,9 @@
 
 namespace paceline {
 
+// An engine that has nothing to run but waits for drafts asks again this often per usual step.
+inline constexpr int32_t kPollsPerStep = 8;
+
 // A sequence (one sample of one request) that may be drafted for, as of the step's start.
 struct SpecSequence {
   DraftSessionId id;                // epoch bumped at every preemption and resume
@@ -77,7 +80,8 @@ class Speculator {
   virtual void EndLaunch() {}
 
   // Only the mode sync, which exists for comparison, ever answers true: a proposal for this base is
-  // being made, and the engine may leave the sequence out of the step. Bounded in steps.
+  // being made, and the engine may leave the sequence out of the step. Bounded: at most a few times
+  // kPollsPerStep per base, and in steps where others run.
   virtual bool WantsToWait(const SpecSequence&) { return false; }
 
   virtual void Committed(const SpecSequence& sequence, const SpecOutcome& outcome) = 0;

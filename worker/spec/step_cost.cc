@@ -7,25 +7,19 @@
 namespace paceline {
 namespace {
 
-constexpr double kRate = 0.05;       // of a bucket's average
-constexpr double kDriftRate = 0.02;  // of the common level
-constexpr double kHuber = 3;         // deviations beyond which a measurement counts as that many
-constexpr double kLeastSlope = 1.0 / 256;  // share of a step's time per row where nothing is known
+constexpr double kRate = 0.05;         // of a bucket's average
+constexpr double kDriftRate = 0.02;    // of the common level
+constexpr double kHuber = 3;           // deviations beyond which a measurement counts as that many
+constexpr uint64_t kForgotten = 4096;  // steps after which the greatest buckets are measured anew
 
 }  // namespace
 
-// Exact up to 8 rows, then four buckets per octave.
+// Exact up to 16 rows, then eight buckets per octave.
 int StepCost::Bucket(int32_t rows) {
-  if (rows <= 8) return std::max(rows, 1) - 1;
+  if (rows <= 16) return std::max(rows, 1) - 1;
   const int octave = std::bit_width(static_cast<uint32_t>(rows)) - 1;
-  const int quarter = ((rows - (1 << octave)) * 4) >> octave;
-  return std::min(8 + (octave - 3) * 4 + quarter, kBuckets - 1);
-}
-
-double StepCost::Rows(int bucket) {
-  if (bucket < 8) return bucket + 1;
-  const int octave = 3 + (bucket - 8) / 4;
-  return (1 << octave) * (1 + ((bucket - 8) % 4 + 0.5) / 4);
+  const int eighth = ((rows - (1 << octave)) * 8) >> octave;
+  return std::min(16 + (octave - 4) * 8 + eighth, kBuckets - 1);
 }
 
 void StepCost::Observe(int32_t rows, double seconds) {
@@ -40,11 +34,13 @@ void StepCost::Observe(int32_t rows, double seconds) {
   counts_[b] = std::min(counts_[b] + 1, static_cast<int32_t>(1 / kRate));
   if (counts_[b] == 1) {
     mean_[b] = value;
+    mean_rows_[b] = rows;
     deviation_[b] = value / 4;
   } else {
     const double limit = kHuber * deviation_[b];
     const double error = std::clamp(value - mean_[b], -limit, limit);
     mean_[b] += error / counts_[b];
+    mean_rows_[b] += (rows - mean_rows_[b]) / counts_[b];
     deviation_[b] += (std::abs(error) - deviation_[b]) / counts_[b];
     deviation_[b] = std::max(deviation_[b], mean_[b] / 100);
   }
@@ -59,9 +55,13 @@ void StepCost::Smooth() const {
   int pools = 0;
   num_points_ = 0;
   std::array<double, kBuckets> value{};
+  // One bad measurement must not keep steps of that size from ever being tried again: the greatest
+  // buckets are forgotten when they have not been seen for long.
+  int most = kBuckets - 1;
+  while (most > 0 && (counts_[most] == 0 || steps_ - seen_[most] > kForgotten)) --most;
   for (int b = 0; b < kBuckets; ++b) {
-    if (counts_[b] == 0) continue;
-    rows_[num_points_++] = Rows(b);
+    if (counts_[b] == 0 || b > most) continue;
+    rows_[num_points_++] = mean_rows_[b];
     value[pools] = mean_[b];
     weight[pools] = counts_[b];
     members[pools++] = 1;
@@ -78,31 +78,60 @@ void StepCost::Smooth() const {
   for (int p = 0; p < pools; ++p) {
     for (int m = 0; m < members[p]; ++m) smooth_[point++] = value[p];
   }
+  slope_ = Slope();
   dirty_ = false;
 }
 
-double StepCost::Seconds(int32_t rows) const {
-  if (dirty_) Smooth();
-  if (num_points_ == 0) return 0;
-  const auto begin = rows_.begin();
-  const int next = static_cast<int>(std::lower_bound(begin, begin + num_points_, rows) - begin);
+// Of the upper half of what is known.
+double StepCost::Slope() const {
+  const int last = num_points_ - 1;
+  int half = last;
+  while (half > 0 && rows_[half] > rows_[last] / 2) --half;
+  if (half == last) return 0;
+  return (smooth_[last] - smooth_[half]) / (rows_[last] - rows_[half]);
+}
+
+double StepCost::Between(int next, int32_t rows) const {
   if (next == 0) return smooth_[0] * level_;
   if (next < num_points_) {
     const double share = (rows - rows_[next - 1]) / (rows_[next] - rows_[next - 1]);
     return (smooth_[next - 1] + share * (smooth_[next] - smooth_[next - 1])) * level_;
   }
+  // Nothing is known here. Where the curve bends upwards the slope is too low, so larger steps get
+  // tried and measured; an estimate too high would never be found out. Beyond twice the rows known
+  // a row is as dear as the average one, so that a trial costs little.
   const double last = smooth_[num_points_ - 1];
-  double slope = last * kLeastSlope;
-  if (num_points_ > 1) {
-    const int before = num_points_ - 2;
-    slope = std::max(slope, (last - smooth_[before]) / (rows_[before + 1] - rows_[before]));
+  const double most = rows_[num_points_ - 1];
+  const double near = std::min<double>(rows, 2 * most) - most;
+  const double far = std::max<double>(rows - 2 * most, 0);
+  return (last + slope_ * near + std::max(slope_, last / most) * far) * level_;
+}
+
+double StepCost::Seconds(int32_t rows) const {
+  double seconds = 0;
+  Seconds(rows, std::span(&seconds, 1));
+  return seconds;
+}
+
+void StepCost::Seconds(int32_t rows, std::span<double> seconds) const {
+  if (dirty_) Smooth();
+  int next = 0;
+  for (double& s : seconds) {
+    while (next < num_points_ && rows_[next] < rows) ++next;
+    s = num_points_ == 0 ? 0 : Between(next, rows);
+    ++rows;
   }
-  return (last + slope * (rows - rows_[num_points_ - 1])) * level_;
 }
 
 uint64_t StepCost::Age(int32_t rows) const {
   const int b = Bucket(rows);
-  return counts_[b] == 0 ? uint64_t{1} << 62 : steps_ - seen_[b];
+  // A few rows more or less change kernels only where there are few.
+  const int reach = b < 16 ? 0 : 3;
+  uint64_t age = uint64_t{1} << 62;
+  for (int i = b - reach; i <= std::min(b + reach, kBuckets - 1); ++i) {
+    if (counts_[i] > 0) age = std::min(age, steps_ - seen_[i]);
+  }
+  return age;
 }
 
 }  // namespace paceline

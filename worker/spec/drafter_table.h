@@ -1,0 +1,80 @@
+// The draft workers of a target: their links as of the newest look, their load, what is to be sent
+// to them, and which of them a session should go to.
+//
+// Add and Remove: any thread. Everything else: the engine thread.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string_view>
+#include <utility>
+#include <vector>
+
+#include "worker/spec/draft_link.h"
+#include "worker/spec/draft_mailbox.h"
+
+namespace paceline {
+
+struct Drafter {
+  DraftLinkId id = 0;
+  std::shared_ptr<DraftLink> link;
+  uint64_t name_hash = 0;
+  DraftLinkStatus status;
+  DraftLoad load;
+  int32_t sessions = 0;        // of ours, open on the stream of this incarnation
+  int32_t asked = 0;           // of those, asked for drafts in this step
+  int32_t asking = 0;          // and in the one before
+  uint64_t refused_until = 0;  // step; no session is opened before it
+  int32_t refusals = 0;
+  TargetFrame frame;  // since the last flush
+
+  bool up() const { return status.state != DraftLinkState::kDown; }
+};
+
+class DrafterTable {
+ public:
+  DraftLinkId Add(std::shared_ptr<DraftLink> link);
+  void Remove(DraftLinkId id);
+
+  // Looks at all links and takes over what was added and removed. A drafter whose stream has ended
+  // has forgotten its sessions: their number falls to 0.
+  void Refresh(const DraftMailbox& mailbox);
+
+  // Once per step: `asked` becomes `asking`.
+  void EndStep();
+
+  // The drafter that serves this stream; null when the stream has ended.
+  Drafter* Find(DraftLinkId id, uint64_t incarnation);
+  // For a new session: equal keys (beginnings of prompts) prefer the same drafter, up to its share
+  // of the load. Null when none takes sessions.
+  Drafter* Pick(uint64_t key, uint64_t step);
+  bool AnyUp() const;
+
+  // The drafter refused, or does not keep up with what it is sent: no new session for a while,
+  // longer each time.
+  void Refused(Drafter* drafter, uint64_t step);
+
+  // Sends what has been gathered. Sessions of frames that could not be sent are appended to `lost`.
+  void Flush(uint64_t step, std::vector<uint64_t>* lost);
+
+  const std::vector<Drafter>& drafters() const { return drafters_; }
+
+ private:
+  struct Change {
+    DraftLinkId id = 0;
+    std::shared_ptr<DraftLink> link;  // null = removed
+  };
+  void TakeChanges();
+
+  std::mutex mutex_;
+  std::vector<Change> changes_;
+  DraftLinkId next_id_ = 1;
+  std::atomic<bool> changed_ = false;
+
+  std::vector<Drafter> drafters_;
+  std::vector<uint64_t> flushing_;  // sessions of the frame being sent
+};
+
+}  // namespace paceline
