@@ -115,17 +115,21 @@ __device__ __forceinline__ void LoadKeys(const CudaAttentionParams& p, const Wor
                                          const Bf16* cache, int first_key, Bf16* to) {
   constexpr int kVectors = T::kDim / 8;
   const int32_t* table = p.block_tables + w.span.table_begin;
+  // Plain shifts: divisions of addresses would cost as much time as the loads themselves.
+  const int size = p.shape.block_size;
+  const int shift = size == 16 ? 4 : size == 32 ? 5 : 6;
+  const int dim = p.shape.head_dim;
+  const int64_t block_elements = p.shape.block_elements();
+  const Bf16* head = cache + int64_t{w.kv_head} * size * dim;
 #pragma unroll
   for (int i = static_cast<int>(threadIdx.x); i < kTileKeys * kVectors; i += T::kThreads) {
     const int local = i / kVectors;
     const int column = i % kVectors * 8;
     const int key = first_key + local;
-    const bool valid = key < w.kv_end && column < p.shape.head_dim;
+    const bool valid = key < w.kv_end && column < dim;
     const Bf16* from = cache;
     if (valid) {
-      const int size = p.shape.block_size;
-      const int64_t slot = int64_t{table[key / size]} * size + key % size;
-      from += p.shape.Index(slot, w.kv_head) + column;
+      from = head + table[key >> shift] * block_elements + (key & (size - 1)) * dim + column;
     }
     CopyAsync16(to + local * T::kStride + column, from, valid);
   }

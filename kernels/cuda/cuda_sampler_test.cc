@@ -1,6 +1,7 @@
 // The CUDA sampler against the CPU's on equal logits: the same tokens, candidates and logprobs.
 #include <cfloat>
 #include <cmath>
+#include <cstring>
 #include <limits>
 #include <map>
 #include <numeric>
@@ -9,6 +10,7 @@
 #include "kernels/cpu/sampler.h"
 #include "kernels/cuda/device_buffers.h"
 #include "kernels/cuda/sampler.h"
+#include "kernels/noise.h"
 
 namespace paceline::kernels {
 namespace {
@@ -229,6 +231,37 @@ TEST(CudaSampler, MasksAndNothingLeft) {
   EXPECT_EQ(r.cuda[3].num_candidates, 0);
   EXPECT_EQ(r.cuda[2].token, 199);
   EXPECT_EQ(r.cuda[2].num_candidates, 1);
+}
+
+// Of equal logits the scores are the noise itself: the host's, bit for bit.
+TEST(CudaSampler, NoiseHasTheHostsBits) {
+  PACELINE_NEEDS_GPU();
+  const int32_t vocab = kEmulated ? 3001 : 200001;
+  RandomInputs random(23);
+  CudaSampleRow row;
+  row.seed = random.engine()();
+  row.sample = 3;
+  row.position = static_cast<uint32_t>(random.Int(0, 1 << 20));
+  DeviceArray<float> logits(std::vector<float>(static_cast<size_t>(vocab), 2.5f));
+  DeviceArray<float> values(vocab), scores(vocab);
+  DeviceArray<CudaSampleRow> rows(std::vector<CudaSampleRow>{row});
+  DeviceArray<CudaSampleResult> results(1);
+  CudaSampleParams p;
+  p.logits = logits.data();
+  p.vocab_size = vocab;
+  p.rows = rows.data();
+  p.num_rows = 1;
+  p.values = values.data();
+  p.scores = scores.data();
+  p.results = results.data();
+  Must(CudaSample(p, nullptr));
+  const auto got = scores.Get();
+  for (int32_t v = 0; v < vocab; ++v) {
+    const float expected =
+        GumbelNoise(row.seed, row.sample, row.position, static_cast<uint32_t>(v));
+    ASSERT_EQ(std::memcmp(&got[static_cast<size_t>(v)], &expected, sizeof(float)), 0)
+        << v << ": " << got[static_cast<size_t>(v)] << " " << expected;
+  }
 }
 
 TEST(CudaSampler, NothingButNan) {
