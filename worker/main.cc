@@ -23,7 +23,8 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
   flags->Add("threads", &f->threads, "compute threads; 0 = all cores");
   flags->Add("block-size", &f->block_size, "tokens per KV block: 16, 32 or 64");
   flags->Add("kv-blocks", &f->kv_blocks, "blocks of the KV pool; 0 = as many as --kv-bytes hold");
-  flags->Add("kv-bytes", &f->kv_bytes, "bytes of the KV pool");
+  flags->Add("kv-bytes", &f->kv_bytes,
+             "bytes of the KV pool; 0 = 256 MiB on a CPU, what is free on a GPU");
   flags->Add("max-batch-tokens", &f->max_batch_tokens, "rows of one step at most");
   flags->Add("prefill-chunk", &f->prefill_chunk, "prompt rows per sequence and step at most");
   flags->Add("max-waiting", &f->max_waiting, "queued requests at most");
@@ -62,9 +63,11 @@ absl::Status CheckSupported(const WorkerFlags& f) {
   if (f.role == "shard") {
     return absl::UnimplementedError("--role=shard: tensor parallelism is not implemented");
   }
+#ifndef PACELINE_CUDA
   if (f.device == "cuda") {
     return absl::UnimplementedError("--device=cuda: this build has no CUDA backend");
   }
+#endif
   return absl::OkStatus();
 }
 

@@ -7,6 +7,10 @@
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/runner/cpu_runner.h"
+#ifdef PACELINE_CUDA
+#include "absl/strings/str_cat.h"
+#include "worker/runner/cuda_runner_cuda.h"
+#endif
 
 namespace paceline {
 
@@ -30,21 +34,61 @@ void AwaitSignal(ProcessEnd* end, const std::function<void()>& drain) {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
+namespace {
+
+// What a sampler's answers are replaced by, for benchmarks; 0: they are not.
+double SyntheticAcceptance(const WorkerFlags& f) {
+  if (f.synthetic_acceptance == 0) return 0;
+  return f.role == "draft" ? f.synthetic_acceptance : SyntheticTokens::kTruth;
+}
+
+absl::StatusOr<std::unique_ptr<Runner>> LoadCpuRunner(const WorkerFlags& f) {
   ASSIGN_OR_RETURN(auto model, LoadCpuModel(f.model));
   CpuRunnerOptions options;
   options.threads = f.threads;
+  if (f.kv_bytes != 0) options.kv_bytes = f.kv_bytes;
+  options.num_blocks = f.kv_blocks;
+  options.block_size = f.block_size;
+  options.max_slots = f.max_sequences;
+  options.max_context = f.max_context;
+  options.synthetic_acceptance = SyntheticAcceptance(f);
+  ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
+  return std::unique_ptr<Runner>(std::move(runner));
+}
+
+#ifdef PACELINE_CUDA
+absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
+                                                       const CudaDevice& device) {
+  ASSIGN_OR_RETURN(auto model, LoadCudaModel(f.model));
+  CudaRunnerOptions options;
   options.kv_bytes = f.kv_bytes;
   options.num_blocks = f.kv_blocks;
   options.block_size = f.block_size;
   options.max_slots = f.max_sequences;
   options.max_context = f.max_context;
-  if (f.synthetic_acceptance > 0) {
-    options.synthetic_acceptance =
-        f.role == "draft" ? f.synthetic_acceptance : SyntheticTokens::kTruth;
-  }
-  ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
+  options.max_batch_rows = f.max_batch_tokens;
+  options.synthetic_acceptance = SyntheticAcceptance(f);
+  ASSIGN_OR_RETURN(auto runner, CudaRunner::Create(std::move(model), device, options));
+  spdlog::info("memory {}", runner->memory_text());
   return std::unique_ptr<Runner>(std::move(runner));
+}
+#endif
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
+#ifdef PACELINE_CUDA
+  if (f.device != "cpu") {
+    const auto device = OpenCudaDevice();
+    if (device.ok()) return LoadCudaRunner(f, *device);
+    if (f.device == "cuda") {
+      return absl::Status(device.status().code(),
+                          absl::StrCat("--device=cuda: ", device.status().message()));
+    }
+    spdlog::info("running on the CPU cause=\"{}\"", std::string(device.status().message()));
+  }
+#endif
+  return LoadCpuRunner(f);
 }
 
 void PrintAddresses(const RpcServer& server, const MetricsServer& metrics) {

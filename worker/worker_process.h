@@ -27,7 +27,7 @@ struct WorkerFlags {
   int32_t threads = 0, block_size = 16, kv_blocks = 0, max_batch_tokens = 512, prefill_chunk = 256,
           max_waiting = 256, max_sequences = 64, max_context = 0, max_drafts = 8,
           drain_timeout = 600;
-  int64_t kv_bytes = int64_t{256} << 20;
+  int64_t kv_bytes = 0;
   double synthetic_acceptance = 0;
   bool prefix_cache = true;
 };

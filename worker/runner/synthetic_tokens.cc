@@ -67,4 +67,12 @@ std::vector<TokenId> SyntheticTokens::Ranking(const SyntheticPlace& place, int32
   return ranking;
 }
 
+void SyntheticTokens::Replace(const kernels::SampleParams& p, kernels::SampleOutput* output) const {
+  std::vector<TokenId> ranking =
+      Ranking({.seed = p.seed, .sample = p.sample, .position = p.position}, p.num_candidates + 1);
+  output->token = ranking[0];
+  ranking.resize(static_cast<size_t>(p.num_candidates));
+  output->candidates = std::move(ranking);
+}
+
 }  // namespace paceline

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/types/sampling_params.h"
+#include "kernels/cpu/sampler.h"
 
 namespace paceline {
 
@@ -32,6 +33,9 @@ class SyntheticTokens {
 
   // The `count` best tokens of this side, best first, each once; the first one is its own choice.
   std::vector<TokenId> Ranking(const SyntheticPlace& place, int32_t count) const;
+
+  // Puts token and candidates of this side in the place of what was sampled.
+  void Replace(const kernels::SampleParams& params, kernels::SampleOutput* output) const;
 
  private:
   TokenId Pick(uint64_t hash) const;
