@@ -1,7 +1,8 @@
 // A target's speculation and a draft engine, face to face: both sides of the protocol as they are,
 // over the hash model. While a step is in flight the drafter gets as many of its own steps as a
 // real one would. The tokens are the model's own, and drafts come in time.
-#include <cstdio>
+#include <functional>
+#include <map>
 
 #include <gtest/gtest.h>
 
@@ -39,7 +40,7 @@ class EngineLink final : public DraftLink {
 };
 
 struct Pair {
-  RemoteMode mode = RemoteMode::kEnumerate;
+  DraftStrategy strategy = DraftStrategy::kEnumerate;
   bool ahead = false;
   double agreement = 0.7;
   int32_t drafter_steps = 12;  // per step of the target
@@ -50,8 +51,12 @@ struct Pair {
 
 struct Figures {
   int64_t steps = 0;
-  int64_t plain_steps = 0;
   SpecCounters counters;
+  // Per sequence and step; the first token comes with the prompt.
+  double TokensPerStep(int32_t tokens) const {
+    return tokens /
+           static_cast<double>(counters.steps_none + counters.steps_full + counters.steps_partial);
+  }
 };
 
 Figures RunPair(const Pair& pair) {
@@ -64,7 +69,7 @@ Figures RunPair(const Pair& pair) {
 
   DraftSpeculatorOptions spec;
   spec.vocab_size = options.model.vocab_size;
-  spec.remote = pair.mode;
+  spec.strategy = pair.strategy;
   spec.draft_len = 3;
   spec.ngram = false;
   auto owned = std::make_unique<DraftSpeculator>(spec);
@@ -129,40 +134,57 @@ Figures RunPair(const Pair& pair) {
     EXPECT_TRUE(worked.ok()) << worked.status().ToString();
     if (!worked.ok()) break;
     ++figures.steps;
-    if (pair.mode == RemoteMode::kSync) work();  // polls give it time too
+    if (pair.strategy == DraftStrategy::kSync) work();  // polls give it time too
   }
-  figures.plain_steps = 201;
   figures.counters = speculator->counters();
   for (int32_t r = 0; r < pair.requests; ++r) {
     EXPECT_EQ((outputs[{r, 0}]), model.Generate(requests[r].prompt, requests[r].sampling, 0));
   }
   EXPECT_EQ(figures.counters.quarantines, 0u);
   EXPECT_EQ(figures.counters.nacks, 0u);
-  const SpecCounters& n = figures.counters;
-  std::printf(
-      "mode %d ahead %d T %.1f: steps %lld, tokens per step %.2f, full %.2f partial %.2f, "
-      "accepted %.2f of drafted, hits %.2f, late %llu stale %llu of %llu\n",
-      static_cast<int>(pair.mode), pair.ahead, pair.temperature,
-      static_cast<long long>(figures.steps),
-      199.0 * pair.requests /
-          static_cast<double>(n.steps_none + n.steps_full + n.steps_partial + n.steps_ngram),
-      static_cast<double>(n.steps_full) / n.wanted_remote,
-      static_cast<double>(n.steps_partial) / n.wanted_remote,
-      static_cast<double>(n.accepted) / n.drafted,
-      static_cast<double>(n.outcome_hits) / (n.outcome_hits + n.outcome_misses),
-      static_cast<unsigned long long>(n.proposals_late),
-      static_cast<unsigned long long>(n.proposals_stale),
-      static_cast<unsigned long long>(n.proposals_received));
   return figures;
 }
 
-TEST(DraftPairTest, TokensAreTheModelsAndDraftsComeInTime) {
-  for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate, RemoteMode::kSync}) {
-    for (bool ahead : {false, true}) {
-      for (float temperature : {0.0f, 1.0f}) {
-        RunPair({.mode = mode, .ahead = ahead, .temperature = temperature});
-      }
-    }
+double TokensPerStep(const Pair& pair) {
+  SCOPED_TRACE("strategy " + std::to_string(static_cast<int>(pair.strategy)) +
+               (pair.ahead ? " ahead" : "") + " T " + std::to_string(pair.temperature));
+  return RunPair(pair).TokensPerStep(199 * pair.requests);
+}
+
+TEST(DraftPairTest, DraftsComeInTime) {
+  for (float temperature : {0.0f, 1.0f}) {
+    const double chain =
+        TokensPerStep({.strategy = DraftStrategy::kChain, .temperature = temperature});
+    const double enumerate =
+        TokensPerStep({.strategy = DraftStrategy::kEnumerate, .temperature = temperature});
+    const double sync =
+        TokensPerStep({.strategy = DraftStrategy::kSync, .temperature = temperature});
+    EXPECT_GT(chain, 1.5);
+    EXPECT_GT(enumerate, chain) << "outcomes that were foreseen need no second guess";
+    EXPECT_GT(sync, enumerate) << "waiting never misses; it costs time, not steps";
+  }
+}
+
+TEST(DraftPairTest, AlsoForStepsLaunchedAhead) {
+  for (DraftStrategy strategy :
+       {DraftStrategy::kChain, DraftStrategy::kEnumerate, DraftStrategy::kSync}) {
+    EXPECT_GT(TokensPerStep({.strategy = strategy, .ahead = true}), 1.3);
+  }
+}
+
+TEST(DraftPairTest, APerfectDrafterIsAlwaysBelieved) {
+  const Figures figures = RunPair({.agreement = 1});
+  const SpecCounters& n = figures.counters;
+  EXPECT_GT(n.steps_full, 0.9 * static_cast<double>(n.wanted_remote));
+  EXPECT_EQ(n.accepted, n.drafted);
+  EXPECT_EQ(n.outcome_misses, 0u);
+  EXPECT_LT(n.proposals_late, 0.02 * static_cast<double>(n.proposals_received));
+}
+
+TEST(DraftPairTest, ASlowDrafterIsNotWaitedFor) {
+  for (int32_t drafter_steps : {0, 1, 2}) {
+    const Figures figures = RunPair({.drafter_steps = drafter_steps});
+    EXPECT_LE(figures.steps, 202);
   }
 }
 
