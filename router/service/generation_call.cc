@@ -156,7 +156,6 @@ void GenerationCall::OnDeliver(DeliverAction action) {
     if (context_->IsCancelled()) return;  // a broken stream; the cancel is on its way
     api_->loop->Abort(action.key, Overrun());
   }
-  api_->probe->Overhead(OverheadStage::kForward, api_->clock->Now() - now);
 }
 
 void GenerationCall::NoteTokens(int32_t sample, int32_t count, TimePoint now) {

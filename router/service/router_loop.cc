@@ -22,6 +22,13 @@ void RouterLoop::Post(Event event) {
   if (events_.size() == 1) work_.notify_one();
 }
 
+void RouterLoop::PostFrame(TimePoint read, Event event) {
+  Post([this, read, event = std::move(event)](RouterCore& core, TimePoint now) {
+    frame_read_ = read;
+    event(core, now);
+  });
+}
+
 RequestKey RouterLoop::Start(ClientRequest request, std::shared_ptr<RequestSink> sink) {
   const TimePoint started = clock_.Now();
   std::unique_lock lock(mutex_);
@@ -172,8 +179,16 @@ void RouterLoop::RunBatch(std::vector<Event>* batch) {
 
 void RouterLoop::Apply(const Event& event) {
   starting_ = 0;
+  frame_read_ = TimePoint{};
   event(core_, clock_.Now());
-  CarryOut(core_.TakeActions());
+  std::vector<RouterAction> actions = core_.TakeActions();
+  const bool forwards = std::any_of(actions.begin(), actions.end(), [](const RouterAction& action) {
+    return std::holds_alternative<DeliverAction>(action);
+  });
+  CarryOut(std::move(actions));
+  if (forwards && frame_read_ != TimePoint{} && requests_ != nullptr) {
+    requests_->Overhead(OverheadStage::kForward, clock_.Now() - frame_read_);
+  }
 }
 
 void RouterLoop::CarryOut(std::vector<RouterAction> actions) {

@@ -41,7 +41,7 @@ class WorkerPort {
 class RouterLoop {
  public:
   // The probes may be null and outlive the loop; they are called on the loop's thread. Of
-  // `requests` the loop tells OverheadStage::kRoute.
+  // `requests` the loop tells OverheadStage::kRoute and kForward.
   RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock,
              RequestProbe* requests = nullptr);
   ~RouterLoop();  // Stop
@@ -66,6 +66,8 @@ class RouterLoop {
   // Post; the core's actions are carried out before the next event. After Stop it is dropped.
   using Event = std::function<void(RouterCore& core, TimePoint now)>;
   void Post(Event event);
+  // As Post, for a worker's frame that was read at `read`.
+  void PostFrame(TimePoint read, Event event);
 
   // Runs `read` on the loop's thread and waits for it (after Stop: on the caller's). Not from the
   // loop's thread.
@@ -112,6 +114,7 @@ class RouterLoop {
   std::vector<TimePoint> routed_since_;  // starts that became submits in this batch
   RequestKey starting_ = 0;              // the event being applied is the Start of this request
   TimePoint started_{};                  // and this is when it was called
+  TimePoint frame_read_{};               // or it is a worker's frame, read then
   std::function<void(bool)> on_serving_;
   bool serving_ = false;
   std::thread thread_;

@@ -45,9 +45,8 @@ std::map<std::string, Row> Documented() {
   while (std::getline(file, line)) {
     if (line.starts_with("## ")) inside = line == "## Router";
     std::smatch match;
-    if (!inside ||
-        !std::regex_search(line, match,
-                           std::regex("^\\| `(paceline_\\w+)` \\| (\\w+) \\| ([^|]*)\\|")))
+    if (!inside || !std::regex_search(
+                       line, match, std::regex("^\\| `(paceline_\\w+)` \\| (\\w+) \\| ([^|]*)\\|")))
       continue;
     Row& row = rows[match[1]];
     row.type = match[2];

@@ -215,6 +215,7 @@ void WorkerLink::Received(Session* session, const OpenStreamResponse& frame) {
     absl::Status status;
     GenerationUsage usage;
   };
+  const TimePoint read = SteadyClock::Get().Now();
   std::vector<std::pair<AttemptHandle, SampleDelta>> deltas;
   std::vector<Finish> finished;
   deltas.reserve(frame.deltas_size());
@@ -235,8 +236,8 @@ void WorkerLink::Received(Session* session, const OpenStreamResponse& frame) {
   // Before the first report the core does not take the worker for connected, and has sent it
   // nothing.
   if (!connected_) return;
-  loop_->Post([worker = worker_, deltas = std::move(deltas), finished = std::move(finished)](
-                  RouterCore& core, TimePoint now) mutable {
+  loop_->PostFrame(read, [worker = worker_, deltas = std::move(deltas),
+                          finished = std::move(finished)](RouterCore& core, TimePoint now) mutable {
     for (auto& [handle, delta] : deltas) core.WorkerDelta(worker, handle, std::move(delta), now);
     for (const Finish& f : finished) core.WorkerFinished(worker, f.handle, f.status, f.usage, now);
   });
