@@ -204,6 +204,19 @@ class TargetTest(FaultTest):
 
 
 class RouterTest(FaultTest):
+    def test_terminated_in_mid_stream_finishes_first(self):
+        with worker("target") as target, router_of(target) as own, Router(own.address) as router:
+            whole = self.reference(router)
+            stream = Stream(router, request(max_tokens=1500))
+            stream.read_until(50)
+            own.signal(signal.SIGTERM)
+            self.assertTrue(eventually(lambda: not router.health()))
+            failure = failure_of(router.generate, request())
+            self.assertEqual((failure.code, failure.reason), (grpc.StatusCode.UNAVAILABLE, "DRAINING"))
+            stream.finish()
+            self.assertEqual(stream.token_ids[:whole.token_count()], whole.token_ids)
+            self.assertEqual(own.process.wait(timeout=20), 0)
+
     def test_killed_in_mid_stream_resumes_at_its_replica(self):
         key = tempfile.NamedTemporaryFile("w", suffix=".key")
         key.write(os.urandom(16).hex())
