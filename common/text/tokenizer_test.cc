@@ -5,6 +5,7 @@
 #include <thread>
 
 #include "absl/strings/escaping.h"
+#include "absl/strings/str_replace.h"
 #include "common/text/stream_detokenizer.h"
 #include "common/text/test_texts.h"
 #include "gmock/gmock.h"
@@ -250,10 +251,11 @@ TEST(Tokenizer, NoByteIsLost) {
       ASSERT_TRUE(back.starts_with(" "));  // of Prepend
       back.erase(0, 1);
     }
-    EXPECT_EQ(back, text);
+    const std::string spaced = absl::StrReplaceAll(text, {{"▁", " "}});
+    EXPECT_EQ(back, spaced);
     if (IsUtf8(text)) {
       EXPECT_EQ(bytes->Decode(Encode(*bytes, text, plain)), text);
-      EXPECT_EQ(pieces->Decode(tokens), text);
+      EXPECT_EQ(pieces->Decode(tokens), spaced);
     }
   }
 }
