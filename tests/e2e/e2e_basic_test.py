@@ -152,7 +152,7 @@ class EndsTest(unittest.TestCase):
     """Whatever ends a request early leaves no sequence and no block behind."""
 
     def long_stream(self, timeout=120):
-        return Stream(router, spec(PROMPT, seed=7, max_tokens=1500, ignore_eos=True, sample_count=4), timeout)
+        return Stream(router, spec(PROMPT, seed=7, max_tokens=1500, ignore_eos=True, sample_count=8), timeout)
 
     def assert_freed(self):
         self.assertTrue(eventually(lambda: running_sequences() == 0 and active_blocks() == 0),
@@ -258,6 +258,9 @@ class ResumeTest(unittest.TestCase):
         broken.read_until(50)
         broken.cancel()
         broken.wait()
+        # Until the router knows of the cancel, the request is one in flight.
+        self.assertTrue(eventually(lambda: metric(cluster.role("router")[0].metrics,
+                                                  "paceline_router_requests_in_flight") == 0))
         rest = broken.resume(router).finish()
         self.assertEqual(rest.token_ids, whole.token_ids)
         self.assertEqual(rest.text, whole.text)
