@@ -108,33 +108,54 @@ TEST(BpeModel, ErrorsSayWhere) {
   EXPECT_EQ(with("dropout", 0.0), "");
 }
 
-// The definition, word by word: join the leftmost pair of least rank, again and again.
+// The definition, over tokens as the file writes them: join the leftmost pair of least rank, again
+// and again.
 class NaiveBpe {
  public:
-  explicit NaiveBpe(const BpeTrainer& trained) {
-    for (const auto& pair : trained.merges()) ranks_.emplace(pair, ranks_.size());
+  explicit NaiveBpe(json model) : vocab_(std::move(model["vocab"])) {
+    for (const json& merge : model["merges"]) {
+      const std::string pair = merge.get<std::string>();
+      const size_t space = pair.find(' ');
+      ranks_.emplace(std::make_pair(pair.substr(0, space), pair.substr(space + 1)), ranks_.size());
+    }
   }
-  std::vector<TokenId> Encode(const std::string& word) const {
-    std::vector<TokenId> tokens;
-    for (const char c : word) tokens.push_back(1 + static_cast<uint8_t>(c));
+  std::vector<TokenId> Encode(std::vector<std::string> symbols) const {
     while (true) {
-      size_t best = tokens.size();
+      size_t best = symbols.size();
       size_t best_rank = ranks_.size();
-      for (size_t i = 0; i + 1 < tokens.size(); ++i) {
-        const auto it = ranks_.find({tokens[i], tokens[i + 1]});
+      for (size_t i = 0; i + 1 < symbols.size(); ++i) {
+        const auto it = ranks_.find({symbols[i], symbols[i + 1]});
         if (it != ranks_.end() && it->second < best_rank) {
           best = i;
           best_rank = it->second;
         }
       }
-      if (best == tokens.size()) return tokens;
-      tokens[best] = static_cast<TokenId>(BpeTrainer::kSmallestVocab + best_rank);
-      tokens.erase(tokens.begin() + static_cast<std::ptrdiff_t>(best) + 1);
+      if (best == symbols.size()) break;
+      symbols[best] += symbols[best + 1];
+      symbols.erase(symbols.begin() + static_cast<std::ptrdiff_t>(best) + 1);
     }
+    std::vector<TokenId> tokens;
+    for (const std::string& symbol : symbols) tokens.push_back(vocab_[symbol].get<TokenId>());
+    return tokens;
+  }
+  std::vector<TokenId> EncodeBytes(const std::string& word) const {
+    std::vector<std::string> symbols;
+    for (const char c : word) symbols.push_back(ToByteAlphabet(std::string(1, c)));
+    return Encode(std::move(symbols));
+  }
+  std::vector<TokenId> EncodeCharacters(const std::string& word) const {
+    std::vector<std::string> symbols;
+    for (size_t pos = 0; pos < word.size();) {
+      const size_t size = DecodeUtf8(word, pos).size;
+      symbols.push_back(word.substr(pos, size));
+      pos += size;
+    }
+    return Encode(std::move(symbols));
   }
 
  private:
-  std::map<std::pair<TokenId, TokenId>, size_t> ranks_;
+  const json vocab_;
+  std::map<std::pair<std::string, std::string>, size_t> ranks_;
 };
 
 TEST(BpeModel, AgreesWithTheDefinition) {
@@ -144,32 +165,52 @@ TEST(BpeModel, AgreesWithTheDefinition) {
   const auto trained = BpeTrainer::Train(testing::RandomText(rng, 20000), 700);
   ASSERT_TRUE(trained.ok()) << trained.status();
   EXPECT_GT(trained->vocab_size(), 400);
-  const NaiveBpe naive(*trained);
   const json file = json::parse(trained->ToJson());
+  const NaiveBpe naive(file["model"]);
   const auto model = BpeModel::FromJson(JsonNode(&file["model"], "model"), true);
   ASSERT_TRUE(model.ok()) << model.status();
-  for (int round = 0; round < testing::TestRounds(1000); ++round) {
+  for (int round = 0; round < testing::TestRounds(500); ++round) {
     // Short words and long ones go different ways.
     const std::string word = testing::RandomText(rng, 1 + rng() % (round % 10 == 0 ? 200 : 20));
     std::vector<TokenId> tokens;
     ASSERT_TRUE(model->Encode(word, &tokens).ok());
-    ASSERT_EQ(tokens, naive.Encode(word)) << word;
+    ASSERT_EQ(tokens, naive.EncodeBytes(word)) << word;
   }
   // Many equal pairs side by side, and a word of a megabyte in little time.
-  for (const size_t size : {23, 24, 25, 26, 1000}) {
+  for (const size_t size : {23, 24, 25, 26, 500}) {
     std::vector<TokenId> tokens;
     ASSERT_TRUE(model->Encode(std::string(size, ' '), &tokens).ok());
-    ASSERT_EQ(tokens, naive.Encode(std::string(size, ' ')));
+    ASSERT_EQ(tokens, naive.EncodeBytes(std::string(size, ' ')));
   }
   std::vector<TokenId> tokens;
   ASSERT_TRUE(model->Encode(std::string(1 << 20, 't'), &tokens).ok());
+}
+
+// A text in one word, of characters that merges join and of some that none does.
+TEST(BpeModel, LongTextsAgreeWithTheDefinition) {
+  const uint64_t seed = testing::TestSeed();
+  SCOPED_TRACE("PACELINE_TEST_SEED=" + std::to_string(seed));
+  std::mt19937_64 rng(seed);
+  const json file = SentencePieceFile()["model"];
+  const NaiveBpe naive(file);
+  const auto model = BpeModel::FromJson(JsonNode(&file, "model"), false);
+  ASSERT_TRUE(model.ok()) << model.status();
+  const std::vector<std::string> letters = {"▁", "▁", "a", "b", "c", "h", "t", "e", "é"};
+  for (int round = 0; round < testing::TestRounds(300); ++round) {
+    std::string word;
+    const size_t distinct = 2 + rng() % (letters.size() - 1);
+    for (size_t n = 1 + rng() % 150; n > 0; --n) word += letters[rng() % distinct];
+    std::vector<TokenId> tokens;
+    ASSERT_TRUE(model->Encode(word, &tokens).ok());
+    ASSERT_EQ(tokens, naive.EncodeCharacters(word)) << word;
+  }
 }
 
 TEST(BpeTrainer, SameTextSameVocabulary) {
   const std::string text = "the theme of the thesis is the other theory; they bathe there. ";
   const auto trained = BpeTrainer::Train(text + text, 270);
   ASSERT_TRUE(trained.ok());
-  EXPECT_EQ(trained->merges().front(), (std::pair<TokenId, TokenId>{1 + 't', 1 + 'h'}));
+  EXPECT_EQ(trained->merges().front(), (std::pair<TokenId, TokenId>{1 + 'h', 1 + 'e'}));
   EXPECT_EQ(trained->ToJson(), BpeTrainer::Train(text + text, 270)->ToJson());
   const auto tokenizer = Tokenizer::FromJson(trained->ToJson());
   ASSERT_TRUE(tokenizer.ok()) << tokenizer.status();

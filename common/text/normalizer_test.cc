@@ -56,6 +56,20 @@ TEST(Normalizer, ErrorsSayWhere) {
               HasSubstr("normalizer.normalizers[1].content: expected a string"));
 }
 
+TEST(Normalizer, GrowthIsBounded) {
+  json file = {{"type", "Sequence"}, {"normalizers", json::array()}};
+  const json twice = json::parse(
+      R"({"type": "Replace", "pattern": {"Regex": "a"}, "content": "aaaaaaaaaaaaaaaa"})");
+  for (int i = 0; i < 32; ++i) file["normalizers"].push_back(twice);
+  const auto grown = Normal(file, "a");
+  EXPECT_EQ(grown.status().code(), absl::StatusCode::kResourceExhausted);
+  file["normalizers"].push_back(twice);
+  EXPECT_THAT(Normal(file, "").status().message(), HasSubstr("more than 32 normalizers"));
+  EXPECT_THAT(
+      Normal({{"type", "Prepend"}, {"prepend", std::string(5000, 'a')}}, "").status().message(),
+      HasSubstr("content of 5000 bytes, the limit is 4096"));
+}
+
 TEST(Normalizer, NormalFormsAreStable) {
   const uint64_t seed = testing::TestSeed();
   SCOPED_TRACE("PACELINE_TEST_SEED=" + std::to_string(seed));

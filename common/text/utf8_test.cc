@@ -79,7 +79,9 @@ TEST(Utf8, StreamIsTheWholeUnderRandomCuts) {
     stream.Flush(&out);
     ASSERT_EQ(out, Repaired(bytes));
     ASSERT_TRUE(IsUtf8(out));
-    if (IsUtf8(bytes)) ASSERT_EQ(out, bytes);
+    if (IsUtf8(bytes)) {
+      ASSERT_EQ(out, bytes);
+    }
   }
 }
 
@@ -93,7 +95,9 @@ TEST(Utf8, EscapesOfAnyBytesAreTextAndUndone) {
     const std::string escaped = EscapeBytes(bytes);
     ASSERT_TRUE(IsUtf8(escaped));
     ASSERT_EQ(UnescapeBytes(escaped), bytes);
-    if (!NeedsEscape(bytes)) ASSERT_EQ(escaped, bytes);
+    if (!NeedsEscape(bytes)) {
+      ASSERT_EQ(escaped, bytes);
+    }
   }
 }
 

@@ -7,7 +7,7 @@ import unittest
 
 import grpc
 from client import Router, Stream, cluster_pb2, failure_of, metric, pb, session_pb2, spec
-from cluster import Cluster, bin_folder, eventually
+from cluster import Cluster, Process, bin_folder, eventually, read_line
 
 PROMPT = "Once upon a time there was a house on the hill"
 
@@ -21,6 +21,12 @@ def setUpModule():
 def tearDownModule():
     router.channel.close()
     cluster.__exit__()
+
+
+def router_before(target, *flags):
+    return Process("paceline-router", f"--workers={target.address}", "--listen=127.0.0.1:0",
+                   "--metrics-listen=127.0.0.1:0", "--log-level=error",
+                   *[f for f in cluster.role("router")[0].command() if f.startswith("--model=")], *flags)
 
 
 def running_sequences():
@@ -146,7 +152,7 @@ class EndsTest(unittest.TestCase):
     """Whatever ends a request early leaves no sequence and no block behind."""
 
     def long_stream(self, timeout=120):
-        return Stream(router, spec(PROMPT, seed=7, max_tokens=1500, ignore_eos=True, sample_count=4), timeout)
+        return Stream(router, spec(PROMPT, seed=7, max_tokens=1500, ignore_eos=True, sample_count=8), timeout)
 
     def assert_freed(self):
         self.assertTrue(eventually(lambda: running_sequences() == 0 and active_blocks() == 0),
@@ -252,6 +258,9 @@ class ResumeTest(unittest.TestCase):
         broken.read_until(50)
         broken.cancel()
         broken.wait()
+        # Until the router knows of the cancel, the request is one in flight.
+        self.assertTrue(eventually(lambda: metric(cluster.role("router")[0].metrics,
+                                                  "paceline_router_requests_in_flight") == 0))
         rest = broken.resume(router).finish()
         self.assertEqual(rest.token_ids, whole.token_ids)
         self.assertEqual(rest.text, whole.text)
@@ -332,6 +341,34 @@ class OperationsTest(unittest.TestCase):
     def test_unknown_worker_does_not_drain(self):
         failure = failure_of(router.cluster.DrainWorker, cluster_pb2.DrainWorkerRequest(address="127.0.0.1:1"))
         self.assertEqual(failure.code, grpc.StatusCode.NOT_FOUND)
+
+
+class LimitsTest(unittest.TestCase):
+    def test_overload_is_typed(self):
+        with router_before(cluster.role("target")[0], "--max-in-flight=1", "--max-queue=1") as own, \
+                Router(own.address) as calls:
+            long = spec(PROMPT, max_tokens=1500, ignore_eos=True, sample_count=8)
+            running, queued = Stream(calls, long), Stream(calls, long)
+            in_router = lambda: metric(own.metrics, "paceline_router_requests_in_flight")
+            running.read_until(1)
+            self.assertTrue(eventually(lambda: in_router() == 2))
+            failure = failure_of(calls.generate, spec(PROMPT))
+            running.cancel()
+            queued.read_until(1)
+            queued.cancel()
+            self.assertEqual((failure.code, failure.reason), (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL"))
+            self.assertIn("RetryInfo", failure.details)
+            self.assertIn("QuotaFailure", failure.details)
+            self.assertIsNotNone(failure.pushback_ms)
+
+    def test_operators_service_on_a_port_of_its_own(self):
+        with router_before(cluster.role("target")[0], "--cluster-listen=127.0.0.1:0") as own, \
+                Router(own.address) as calls:
+            calls.generate(spec(PROMPT, max_tokens=2))
+            self.assertEqual(failure_of(calls.status).code, grpc.StatusCode.UNIMPLEMENTED)
+            with Router(read_line(own.process, r"cluster listening on (\S+)")[1]) as operators:
+                self.assertEqual(len(operators.status().workers), 1)
+                self.assertEqual(failure_of(operators.generate, spec(PROMPT)).code, grpc.StatusCode.UNIMPLEMENTED)
 
 
 class DrainTest(unittest.TestCase):

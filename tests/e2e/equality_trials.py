@@ -71,8 +71,10 @@ def main():
     for number in range(args.trials):
         drafts, beside, kill = kinds[number % len(kinds)]
         ids, gap, stream = trial(drafts, beside, kill)
+        while kill and ids == reference and not stream.failovers:  # the last token was out already: again
+            ids, gap, stream = trial(drafts, beside, kill)
         reference = reference or ids
-        good = ids == reference and len(ids) == TOKENS and (stream.failovers > 0 or not kill)
+        good = ids == reference and len(ids) == TOKENS
         equal += good
         if gap is not None:
             gaps.setdefault(beside, []).append(gap)

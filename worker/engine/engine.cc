@@ -93,6 +93,7 @@ class Engine::Impl {
   absl::Status fault_;
   EngineSnapshot building_;
   TimePoint last_read_{};
+  double step_tokens_ = 0;  // moving average of output tokens per step
   TimePoint last_refresh_{};
   uint64_t last_evictions_ = 0;
   bool lists_changed_ = true;
@@ -140,7 +141,8 @@ absl::Status Engine::Impl::ReadOne() {
   const double tokens = static_cast<double>(scheduler_.output_tokens() - tokens_before);
   const double weight = building_.steps == 0 ? 1 : kAverageWeight;
   building_.step_seconds += weight * (took - building_.step_seconds);
-  building_.tokens_per_second += weight * (tokens / took - building_.tokens_per_second);
+  step_tokens_ += weight * (tokens - step_tokens_);
+  building_.tokens_per_second = step_tokens_ / building_.step_seconds;
   ++building_.steps;
   PublishSnapshot(/*refresh_lists=*/alone && scheduler_.idle());
   Publish();
