@@ -33,7 +33,7 @@ def be_others(router, count):
         while True:
             turn += 1
             try:
-                Stream(calls, spec(f"Neighbour {number} says", seed=1000 * number + turn, max_tokens=40 + number,
+                Stream(calls, spec(f"Neighbour {number} says", seed=1000 * number + turn, max_tokens=400 + 10 * number,
                                    temperature=1.0)).finish()
             except AssertionError:  # a neighbour's own fate is not this test's subject
                 time.sleep(0.2)
@@ -67,7 +67,7 @@ def running(cluster):
 def trial(drafts, beside, kill):
     """Returns (ids, gap in seconds or None, stream)."""
     with Cluster(2, drafts) as cluster, others(cluster.router, beside):
-        assert eventually(lambda: running(cluster) >= beside * 3 // 4), "the neighbours do not come"
+        assert eventually(lambda: running(cluster) >= beside // 2, 30), "the neighbours do not come"
         stream = Stream(cluster.router, spec(PROMPT, seed=7, max_tokens=TOKENS, temperature=1.0, ignore_eos=True))
         gap = None
         if kill:
