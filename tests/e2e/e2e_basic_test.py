@@ -348,9 +348,10 @@ class LimitsTest(unittest.TestCase):
         with router_before(cluster.role("target")[0], "--max-in-flight=1", "--max-queue=1") as own, \
                 Router(own.address) as calls:
             long = spec(PROMPT, max_tokens=1500, ignore_eos=True, sample_count=8)
-            running, queued = Stream(calls, long), Stream(calls, long)
             in_router = lambda: metric(own.metrics, "paceline_router_requests_in_flight")
+            running = Stream(calls, long)
             running.read_until(1)
+            queued = Stream(calls, long)
             self.assertTrue(eventually(lambda: in_router() == 2))
             failure = failure_of(calls.generate, spec(PROMPT))
             running.cancel()
