@@ -85,7 +85,7 @@ int RunStatus(int argc, const char* const* argv) {
   v1::GetClusterStatusResponse response;
   const grpc::Status status =
       v1::ClusterService::NewStub(ConnectRouter(router))->GetClusterStatus(&context, {}, &response);
-  if (!status.ok()) return ReportFailure(status);
+  if (!status.ok()) return ReportFailure(router, status);
   if (json) return PrintJson(response);
   PrintTable(response);
   return 0;
@@ -108,7 +108,7 @@ int RunDrain(int argc, const char* const* argv) {
   v1::DrainWorkerResponse response;
   const grpc::Status status =
       v1::ClusterService::NewStub(ConnectRouter(router))->DrainWorker(&context, request, &response);
-  if (!status.ok()) return ReportFailure(status);
+  if (!status.ok()) return ReportFailure(router, status);
   std::printf("%s drains\n", positional[0].c_str());
   return 0;
 }

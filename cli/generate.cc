@@ -160,7 +160,7 @@ grpc::Status Stream(const GenerateOptions& o, bool seed_given, Answer* answer) {
     TakeDelta(message.delta(), live, answer);
   }
   answer->seconds = ToSeconds(SteadyClock::Get().Now() - first);
-  if (live) std::fputs("\n", stdout);
+  if (live && first != TimePoint{}) std::fputs("\n", stdout);
   return reader->Finish();
 }
 
@@ -206,7 +206,7 @@ int RunGenerate(int argc, const char* const* argv) {
   }
   Answer answer;
   const grpc::Status status = Stream(o, flags.Given("seed"), &answer);
-  if (!status.ok()) return ReportFailure(status);
+  if (!status.ok()) return ReportFailure(o.router, status);
   if (o.json) {
     PrintJson(answer);
   } else if (o.n != 1) {

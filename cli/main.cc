@@ -2,6 +2,7 @@
 #include <cstdio>
 #include <cstring>
 
+#include "cli/bench/bench.h"
 #include "cli/cluster_commands.h"
 #include "cli/generate.h"
 #include "cli/up.h"
@@ -18,6 +19,7 @@ struct Command {
 constexpr Command kCommands[] = {
     {"up", paceline::RunUp, "start a whole cluster on this machine"},
     {"generate", paceline::RunGenerate, "send one prompt to a router"},
+    {"bench", paceline::RunBench, "measure a cluster under load"},
     {"status", paceline::RunStatus, "show a router's workers"},
     {"drain", paceline::RunDrain, "let a worker finish and take no more"},
 };

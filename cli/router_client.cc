@@ -13,6 +13,8 @@
 namespace paceline {
 namespace {
 
+constexpr int kConnectLimitMs = 5000;
+
 const char* CodeName(grpc::StatusCode code) {
   static constexpr const char* kNames[] = {"OK",
                                            "CANCELLED",
@@ -49,11 +51,17 @@ std::string Reason(const grpc::Status& status) {
 std::shared_ptr<grpc::Channel> ConnectRouter(const std::string& address) {
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(16 << 20);
+  arguments.SetInt(GRPC_ARG_MIN_RECONNECT_BACKOFF_MS, kConnectLimitMs);  // the attempt's limit too
   return grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
 }
 
-int ReportFailure(const grpc::Status& status) {
+int ReportFailure(const std::string& router, const grpc::Status& status) {
   const std::string reason = Reason(status);
+  if (status.error_code() == grpc::StatusCode::UNAVAILABLE && reason.empty()) {  // gRPC's own
+    std::fprintf(stderr, "error: no answer from the router at %s: %s\n", router.c_str(),
+                 status.error_message().c_str());
+    return kExitFailure;
+  }
   std::fprintf(stderr, "error: %s: %s%s\n", CodeName(status.error_code()),
                status.error_message().c_str(),
                reason.empty() ? "" : (" (reason " + reason + ")").c_str());

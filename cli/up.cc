@@ -18,9 +18,11 @@ namespace paceline {
 namespace {
 
 struct UpOptions {
-  std::string model, draft, device = "auto", log_level = "warn", speculation = "auto";
+  std::string model, draft, device = "auto", log_level = "warn", speculation = "auto",
+                            draft_strategy = "enumerate";
   int32_t targets = 1, drafts = 1, port = 0, threads = 0, kv_blocks = 0;
   std::string launch_ahead = "off";
+  double synthetic_acceptance = 0;
 };
 
 // One started worker: what `up` prints of it.
@@ -51,11 +53,12 @@ absl::StatusOr<std::string> DefaultModel(const std::string& name) {
                                           name == "target" ? "model" : "draft"));
 }
 
-// The cores shared among the processes that compute: a target verifies, a draft runs beside it.
-int32_t ThreadsPerWorker(const UpOptions& options) {
+// The cores divided among the processes that compute: one for each draft worker, which runs beside
+// the targets, and the rest among the targets.
+int32_t ThreadsPerTarget(const UpOptions& options) {
   if (options.threads > 0) return options.threads;
-  const int32_t workers = std::max(1, options.targets);
-  return std::max(1, static_cast<int32_t>(std::thread::hardware_concurrency()) / workers);
+  const auto cores = static_cast<int32_t>(std::thread::hardware_concurrency());
+  return std::max(1, (cores - options.drafts) / options.targets);
 }
 
 std::vector<std::string> WorkerCommand(const UpOptions& options, const std::string& role,
@@ -68,11 +71,15 @@ std::vector<std::string> WorkerCommand(const UpOptions& options, const std::stri
                                    absl::StrCat("--device=", options.device),
                                    absl::StrCat("--log-level=", options.log_level)};
   const bool target = role == "target";
-  argv.push_back(absl::StrCat("--threads=", target ? ThreadsPerWorker(options) : 1));
+  argv.push_back(absl::StrCat("--threads=", target ? ThreadsPerTarget(options) : 1));
   if (options.kv_blocks > 0) argv.push_back(absl::StrCat("--kv-blocks=", options.kv_blocks));
   if (target) {
     argv.push_back(absl::StrCat("--speculation=", options.speculation));
     argv.push_back(absl::StrCat("--launch-ahead=", options.launch_ahead));
+    argv.push_back(absl::StrCat("--draft-strategy=", options.draft_strategy));
+  }
+  if (options.synthetic_acceptance > 0) {
+    argv.push_back(absl::StrCat("--synthetic-acceptance=", options.synthetic_acceptance));
   }
   return argv;
 }
@@ -177,10 +184,15 @@ absl::Status ParseUp(int argc, const char* const* argv, UpOptions* options) {
   flags.Add("drafts", &options->drafts, "draft workers");
   flags.AddChoice("device", &options->device, {"auto", "cpu", "cuda"}, "where the models run");
   flags.Add("port", &options->port, "the router's port; 0 = a free one");
-  flags.Add("threads", &options->threads, "compute threads per target; 0 = cores / targets");
+  flags.Add("threads", &options->threads,
+            "compute threads per target; 0 = the cores but one per draft worker, divided");
   flags.Add("kv-blocks", &options->kv_blocks, "KV blocks per worker; 0 = the worker's default");
   flags.AddChoice("speculation", &options->speculation, {"auto", "always", "off"},
                   "the targets' default");
+  flags.AddChoice("draft-strategy", &options->draft_strategy, {"chain", "enumerate", "sync"},
+                  "how targets use draft workers");
+  flags.Add("synthetic-acceptance", &options->synthetic_acceptance,
+            "for benchmarks: tokens follow from seed and position, and drafts hit this often");
   flags.AddChoice("launch-ahead", &options->launch_ahead, {"on", "off"},
                   "targets launch a step before the last is read");
   flags.Add("log-level", &options->log_level, "log level of all processes");
@@ -189,6 +201,10 @@ absl::Status ParseUp(int argc, const char* const* argv, UpOptions* options) {
     return absl::InvalidArgumentError(absl::StrCat("unexpected argument ", positional[0]));
   }
   if (options->targets < 1) return absl::InvalidArgumentError("--targets must be at least 1");
+  if (options->port < 0 || options->port > 65535) {
+    return absl::InvalidArgumentError(
+        absl::StrCat("--port is ", options->port, "; it must be in [0, 65535]"));
+  }
   if (options->drafts < 0) return absl::InvalidArgumentError("--drafts must not be negative");
   return absl::OkStatus();
 }

@@ -62,3 +62,48 @@ function(paceline_test name)
     add_dependencies(paceline_${label}_tests ${name})
   endforeach()
 endfunction()
+
+# What includes CUDA's headers: over the CUDA kernels with PACELINE_CUDA, and over their emulation, under the
+# name with _emulated, with PACELINE_CUDA_EMULATION. CUDA_DEPS have both names.
+function(paceline_cuda_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS;CUDA_DEPS" ${ARGN})
+  if(PACELINE_CUDA)
+    paceline_library(${name} SRCS ${ARG_SRCS} DEPS ${ARG_DEPS} ${ARG_CUDA_DEPS})
+  endif()
+  if(PACELINE_CUDA_EMULATION)
+    list(TRANSFORM ARG_CUDA_DEPS APPEND _emulated)
+    paceline_library(${name}_emulated SRCS ${ARG_SRCS} DEPS ${ARG_DEPS} ${ARG_CUDA_DEPS})
+  endif()
+endfunction()
+
+function(paceline_cuda_test name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS;CUDA_DEPS" ${ARGN})
+  if(PACELINE_CUDA)
+    paceline_test(${name} SRCS ${ARG_SRCS} DEPS ${ARG_DEPS} ${ARG_CUDA_DEPS})
+    paceline_gpu_program(${name})
+  endif()
+  if(PACELINE_CUDA_EMULATION)
+    list(TRANSFORM ARG_CUDA_DEPS APPEND _emulated)
+    paceline_test(${name}_emulated SRCS ${ARG_SRCS} DEPS ${ARG_DEPS} ${ARG_CUDA_DEPS} LABELS asan)
+  endif()
+endfunction()
+
+# Part of the tree that tests/gpu.sh runs on a machine with a GPU.
+function(paceline_gpu_program name)
+  if(NOT TARGET ${name})
+    return()
+  endif()
+  if(NOT TARGET paceline_gpu_programs)
+    add_custom_target(paceline_gpu_programs)
+  endif()
+  add_dependencies(paceline_gpu_programs ${name})
+  set_target_properties(${name} PROPERTIES INSTALL_RPATH "$ORIGIN/../lib")
+  install(TARGETS ${name} RUNTIME_DEPENDENCY_SET paceline_gpu RUNTIME DESTINATION bin COMPONENT gpu)
+endfunction()
+
+# Their shared libraries, CUDA's runtime among them; the driver's own stays behind.
+function(paceline_install_gpu_programs)
+  install(RUNTIME_DEPENDENCY_SET paceline_gpu
+    PRE_EXCLUDE_REGEXES "^ld-linux" "^lib(c|m|dl|rt|pthread|resolv|stdc\\+\\+|gcc_s)\\.so" "^libcuda\\.so"
+    LIBRARY DESTINATION lib COMPONENT gpu)
+endfunction()

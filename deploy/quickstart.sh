@@ -10,11 +10,13 @@ build=${BUILD_ROOT:-build}/release
 
 deploy/packages.sh
 echo "building (minutes the first time) ..." >&2
-cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
-cmake --build "$build" -j "$(nproc)" --target paceline paceline-router paceline-worker standin_models |
-  tail -n 1 >&2
-
 out=$(mktemp)
+trap 'rm -f "$out"' EXIT
+{
+  cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release &&
+    cmake --build "$build" -j "$(nproc)" --target paceline paceline-router paceline-worker standin_models
+} >"$out" 2>&1 || { cat "$out" >&2; echo "error: the build failed" >&2; exit 1; }
+
 "$build/bin/paceline" up >"$out" &
 cluster=$!
 stop() {

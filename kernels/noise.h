@@ -34,10 +34,14 @@ inline constexpr float kLn2Low = 1.42860677e-6f;
 inline constexpr uint32_t kSqrtHalfBits = 0x3f3504f3u;
 
 PACELINE_HOST_DEVICE inline float TwiceAtanh(float s) {
+  // Device code cannot name an array of the host, but its values.
+  constexpr float kCoefficients[] = {
+      kAtanhCoefficients[0], kAtanhCoefficients[1], kAtanhCoefficients[2], kAtanhCoefficients[3],
+      kAtanhCoefficients[4], kAtanhCoefficients[5], kAtanhCoefficients[6], kAtanhCoefficients[7]};
   const float s2 = MulRn(s, s);
-  float poly = kAtanhCoefficients[kNumAtanhCoefficients - 1];
+  float poly = kCoefficients[kNumAtanhCoefficients - 1];
   for (int i = kNumAtanhCoefficients - 2; i >= 0; --i) {
-    poly = AddRn(MulRn(poly, s2), kAtanhCoefficients[i]);
+    poly = AddRn(MulRn(poly, s2), kCoefficients[i]);
   }
   const float twice = AddRn(s, s);
   return AddRn(twice, MulRn(twice, MulRn(s2, poly)));

@@ -4,11 +4,11 @@
 #include <thread>
 
 #include "common/log.h"
+#include "common/model_name.h"
 #include "common/status_macros.h"
 #include "worker/draft/draft_engine.h"
 #include "worker/service/draft_metrics.h"
 #include "worker/service/draft_service.h"
-#include "worker/service/model_name.h"
 #include "worker/service/worker_service.h"
 #include "worker/worker_process.h"
 
@@ -38,8 +38,8 @@ absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   DraftServiceImpl drafts(&state, metrics.get());
   WorkerServiceImpl service(&state, &feed, [end] { end->AskDrain(); });
   ASSIGN_OR_RETURN(auto server,
-                   WorkerServer::Start(f.listen, {{"paceline.draft.v1.DraftService", &drafts},
-                                                  {"paceline.worker.v1.WorkerService", &service}}));
+                   RpcServer::Start(f.listen, {{"paceline.draft.v1.DraftService", &drafts},
+                                               {"paceline.worker.v1.WorkerService", &service}}));
   ASSIGN_OR_RETURN(auto metrics_server, MetricsServer::Start(f.metrics_listen, metrics,
                                                              [&state] { return state.serving(); }));
 
@@ -57,7 +57,7 @@ absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   feed.SetSource(
       [&](worker::v1::WatchStatusResponse* status) { FillDraftStatus(*engine, status); });
   drafts.Serve(engine.get());
-  std::thread loop([&] { end->EngineEnded(engine->Run()); });
+  std::thread loop([&] { end->WorkEnded(engine->Run()); });
 
   end->SetReady();
   state.SetReady();

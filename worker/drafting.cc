@@ -10,9 +10,9 @@ Drafting MakeDrafting(const WorkerFlags& flags, const RunnerInfo& info) {
   if (flags.speculation == "off") return {};
   DraftSpeculatorOptions options;
   options.vocab_size = info.vocab_size;
-  options.remote = flags.draft_mode == "chain"  ? RemoteMode::kChain
-                   : flags.draft_mode == "sync" ? RemoteMode::kSync
-                                                : RemoteMode::kEnumerate;
+  options.strategy = flags.draft_strategy == "chain"  ? DraftStrategy::kChain
+                     : flags.draft_strategy == "sync" ? DraftStrategy::kSync
+                                                      : DraftStrategy::kEnumerate;
   auto owned = std::make_unique<DraftSpeculator>(options);
   DraftSpeculator* speculator = owned.get();
   Drafting drafting;

@@ -1,4 +1,5 @@
-// How a target speculates: the speculator of --speculation and --draft-mode, and its draft workers.
+// How a target speculates: the speculator of --speculation and --draft-strategy, and its draft
+// workers.
 #pragma once
 
 #include <functional>

@@ -6,7 +6,7 @@
 #include "absl/strings/str_cat.h"
 #include "common/flags.h"
 #include "common/log.h"
-#include "worker/service/model_name.h"
+#include "common/model_name.h"
 #include "worker/worker_process.h"
 
 namespace paceline {
@@ -23,7 +23,8 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
   flags->Add("threads", &f->threads, "compute threads; 0 = all cores");
   flags->Add("block-size", &f->block_size, "tokens per KV block: 16, 32 or 64");
   flags->Add("kv-blocks", &f->kv_blocks, "blocks of the KV pool; 0 = as many as --kv-bytes hold");
-  flags->Add("kv-bytes", &f->kv_bytes, "bytes of the KV pool");
+  flags->Add("kv-bytes", &f->kv_bytes,
+             "bytes of the KV pool; 0 = 256 MiB on a CPU, what is free on a GPU");
   flags->Add("max-batch-tokens", &f->max_batch_tokens, "rows of one step at most");
   flags->Add("prefill-chunk", &f->prefill_chunk, "prompt rows per sequence and step at most");
   flags->Add("max-waiting", &f->max_waiting, "queued requests at most");
@@ -32,10 +33,12 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
   flags->Add("max-drafts", &f->max_drafts, "draft tokens per sequence and step at most");
   flags->AddChoice("speculation", &f->speculation, {"auto", "always", "off"},
                    "for requests that leave it to the worker");
-  flags->AddChoice("draft-mode", &f->draft_mode, {"chain", "enumerate", "sync"},
+  flags->AddChoice("draft-strategy", &f->draft_strategy, {"chain", "enumerate", "sync"},
                    "how draft workers are used; sync is for comparison");
   flags->AddChoice("launch-ahead", &f->launch_ahead, {"on", "off"},
                    "launch a step before the last one is read");
+  flags->Add("synthetic-acceptance", &f->synthetic_acceptance,
+             "for benchmarks: tokens follow from seed and position, and drafts hit this often");
   flags->Add("prefix-cache", &f->prefix_cache, "share KV blocks of equal prefixes");
   flags->Add("drain-timeout", &f->drain_timeout, "seconds that SIGTERM waits for requests");
   flags->Add("log-level", &f->log_level, "trace, debug, info, warn, error or off");
@@ -47,6 +50,10 @@ absl::Status CheckFlags(WorkerFlags* f, const std::vector<std::string>& position
   }
   if (f->model.empty()) return absl::InvalidArgumentError("--model is missing");
   if (f->drain_timeout < 0) return absl::InvalidArgumentError("--drain-timeout is negative");
+  if (f->synthetic_acceptance < 0 || f->synthetic_acceptance > 1) {
+    return absl::InvalidArgumentError(absl::StrCat(
+        "--synthetic-acceptance is ", f->synthetic_acceptance, "; it must be in [0, 1]"));
+  }
   if (f->model_name.empty()) f->model_name = ModelName(f->model);
   return absl::OkStatus();
 }
@@ -56,9 +63,11 @@ absl::Status CheckSupported(const WorkerFlags& f) {
   if (f.role == "shard") {
     return absl::UnimplementedError("--role=shard: tensor parallelism is not implemented");
   }
+#ifndef PACELINE_CUDA
   if (f.device == "cuda") {
     return absl::UnimplementedError("--device=cuda: this build has no CUDA backend");
   }
+#endif
   return absl::OkStatus();
 }
 

@@ -3,11 +3,11 @@
 #include <thread>
 
 #include "common/log.h"
+#include "common/model_name.h"
 #include "common/status_macros.h"
 #include "worker/drafting.h"
 #include "worker/engine/engine.h"
 #include "worker/service/draft_pairing.h"
-#include "worker/service/model_name.h"
 #include "worker/service/worker_metrics.h"
 #include "worker/service/worker_service.h"
 #include "worker/worker_process.h"
@@ -46,7 +46,7 @@ absl::Status RunTarget(const WorkerFlags& f, ProcessEnd* end) {
   WorkerServiceImpl service(
       &state, &feed, [end] { end->AskDrain(); }, service_options);
   ASSIGN_OR_RETURN(auto server,
-                   WorkerServer::Start(f.listen, {{"paceline.worker.v1.WorkerService", &service}}));
+                   RpcServer::Start(f.listen, {{"paceline.worker.v1.WorkerService", &service}}));
   ASSIGN_OR_RETURN(auto metrics_server, MetricsServer::Start(f.metrics_listen, metrics,
                                                              [&state] { return state.serving(); }));
 
@@ -79,7 +79,7 @@ absl::Status RunTarget(const WorkerFlags& f, ProcessEnd* end) {
       metrics->ObserveRoundTrip(round_trip);
     });
   }
-  std::thread loop([&] { end->EngineEnded(engine->Run()); });
+  std::thread loop([&] { end->WorkEnded(engine->Run()); });
 
   end->SetReady();
   state.SetReady();

@@ -2,55 +2,17 @@
 
 #include <cstdio>
 #include <cstdlib>
-#include <thread>
 
 #include "common/flags.h"
 #include "common/log.h"
 #include "common/status_macros.h"
 #include "worker/runner/cpu_runner.h"
+#ifdef PACELINE_CUDA
+#include "absl/strings/str_cat.h"
+#include "worker/runner/cuda_runner_cuda.h"
+#endif
 
 namespace paceline {
-
-ProcessEnd::ProcessEnd() {
-  sigemptyset(&signals_);
-  sigaddset(&signals_, SIGTERM);
-  sigaddset(&signals_, SIGINT);
-  pthread_sigmask(SIG_BLOCK, &signals_, nullptr);
-  std::thread([this] { ReadSignals(); }).detach();
-}
-
-void ProcessEnd::EngineEnded(const absl::Status& status) {
-  std::lock_guard lock(mutex_);
-  engine_ended_ = true;
-  fault_ = status;
-  changed_.notify_all();
-}
-
-void ProcessEnd::AskDrain() {
-  std::lock_guard lock(mutex_);
-  drain_asked_ = true;
-  changed_.notify_all();
-}
-
-ProcessEnd::Event ProcessEnd::Next(absl::Status* fault) {
-  std::unique_lock lock(mutex_);
-  changed_.wait(lock, [this] { return signals_seen_ > 0 || engine_ended_ || drain_asked_; });
-  *fault = fault_;
-  if (engine_ended_) return Event::kFault;
-  drain_asked_ = false;
-  return signals_seen_ > 0 ? Event::kSignal : Event::kDrain;
-}
-
-void ProcessEnd::ReadSignals() {
-  while (true) {
-    int signal = 0;
-    if (sigwait(&signals_, &signal) != 0) continue;
-    std::lock_guard lock(mutex_);
-    if (++signals_seen_ > 1) std::_Exit(kExitFailure);
-    if (!ready_) std::_Exit(0);
-    changed_.notify_all();
-  }
-}
 
 namespace {
 
@@ -72,20 +34,64 @@ void AwaitSignal(ProcessEnd* end, const std::function<void()>& drain) {
   }
 }
 
-absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
+namespace {
+
+// What a sampler's answers are replaced by, for benchmarks; 0: they are not.
+double SyntheticAcceptance(const WorkerFlags& f) {
+  if (f.synthetic_acceptance == 0) return 0;
+  return f.role == "draft" ? f.synthetic_acceptance : SyntheticTokens::kTruth;
+}
+
+absl::StatusOr<std::unique_ptr<Runner>> LoadCpuRunner(const WorkerFlags& f) {
   ASSIGN_OR_RETURN(auto model, LoadCpuModel(f.model));
   CpuRunnerOptions options;
   options.threads = f.threads;
+  if (f.kv_bytes != 0) options.kv_bytes = f.kv_bytes;
+  options.num_blocks = f.kv_blocks;
+  options.block_size = f.block_size;
+  options.max_slots = f.max_sequences;
+  options.max_context = f.max_context;
+  options.synthetic_acceptance = SyntheticAcceptance(f);
+  ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
+  return std::unique_ptr<Runner>(std::move(runner));
+}
+
+#ifdef PACELINE_CUDA
+absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
+                                                       const CudaDevice& device) {
+  ASSIGN_OR_RETURN(auto model, LoadCudaModel(f.model));
+  CudaRunnerOptions options;
   options.kv_bytes = f.kv_bytes;
   options.num_blocks = f.kv_blocks;
   options.block_size = f.block_size;
   options.max_slots = f.max_sequences;
   options.max_context = f.max_context;
-  ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
+  options.max_batch_rows = f.max_batch_tokens;
+  options.synthetic_acceptance = SyntheticAcceptance(f);
+  ASSIGN_OR_RETURN(auto runner, CudaRunner::Create(std::move(model), device, options));
+  spdlog::info("memory {}", runner->memory_text());
   return std::unique_ptr<Runner>(std::move(runner));
 }
+#endif
 
-void PrintAddresses(const WorkerServer& server, const MetricsServer& metrics) {
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
+#ifdef PACELINE_CUDA
+  if (f.device != "cpu") {
+    const auto device = OpenCudaDevice();
+    if (device.ok()) return LoadCudaRunner(f, *device);
+    if (f.device == "cuda") {
+      return absl::Status(device.status().code(),
+                          absl::StrCat("--device=cuda: ", device.status().message()));
+    }
+    spdlog::info("running on the CPU cause=\"{}\"", std::string(device.status().message()));
+  }
+#endif
+  return LoadCpuRunner(f);
+}
+
+void PrintAddresses(const RpcServer& server, const MetricsServer& metrics) {
   std::printf("worker listening on %s\nmetrics listening on %s\n", server.address().c_str(),
               metrics.address().c_str());
   std::fflush(stdout);

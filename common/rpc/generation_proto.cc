@@ -122,6 +122,36 @@ absl::StatusOr<DecodingMode> FromProto(worker::v1::DecodingMode mode) {
   }
 }
 
+worker::v1::DraftStrategy ToProto(DraftStrategy strategy) {
+  switch (strategy) {
+    case DraftStrategy::kDefault:
+      return worker::v1::DRAFT_STRATEGY_UNSPECIFIED;
+    case DraftStrategy::kChain:
+      return worker::v1::DRAFT_STRATEGY_CHAIN;
+    case DraftStrategy::kEnumerate:
+      return worker::v1::DRAFT_STRATEGY_ENUMERATE;
+    case DraftStrategy::kSync:
+      return worker::v1::DRAFT_STRATEGY_SYNC;
+  }
+  return worker::v1::DRAFT_STRATEGY_UNSPECIFIED;
+}
+
+absl::StatusOr<DraftStrategy> FromProto(worker::v1::DraftStrategy strategy) {
+  switch (strategy) {
+    case worker::v1::DRAFT_STRATEGY_UNSPECIFIED:
+      return DraftStrategy::kDefault;
+    case worker::v1::DRAFT_STRATEGY_CHAIN:
+      return DraftStrategy::kChain;
+    case worker::v1::DRAFT_STRATEGY_ENUMERATE:
+      return DraftStrategy::kEnumerate;
+    case worker::v1::DRAFT_STRATEGY_SYNC:
+      return DraftStrategy::kSync;
+    default:
+      return absl::InvalidArgumentError(absl::StrCat(
+          "draft_strategy is ", static_cast<int>(strategy), "; no such strategy is known"));
+  }
+}
+
 worker::v1::FinishReason ToProto(FinishReason reason) {
   switch (reason) {
     case FinishReason::kNone:
@@ -168,6 +198,8 @@ void ToProto(uint64_t handle, const GenerationRequest& request, TimePoint now,
   ToProto(request.sampling, proto->mutable_sampling());
   proto->set_num_samples(request.num_samples);
   proto->set_decoding(ToProto(request.decoding));
+  proto->set_draft_strategy(ToProto(request.draft_strategy));
+  proto->set_draft_length(request.draft_len);
   proto->set_priority(request.priority);
   proto->set_cache_salt(request.cache_salt);
   proto->set_session_id(request.session_id);
@@ -193,6 +225,12 @@ absl::StatusOr<GenerationRequest> FromProto(const worker::v1::Submit& proto, Tim
   ASSIGN_OR_RETURN(request.sampling, FromProto(proto.sampling()));
   request.num_samples = proto.num_samples();
   ASSIGN_OR_RETURN(request.decoding, FromProto(proto.decoding()));
+  ASSIGN_OR_RETURN(request.draft_strategy, FromProto(proto.draft_strategy()));
+  if (proto.draft_length() < 0 || proto.draft_length() > kMaxDraftLen) {
+    return absl::InvalidArgumentError(absl::StrCat("draft_length is ", proto.draft_length(),
+                                                   "; it must be in [0, ", kMaxDraftLen, "]"));
+  }
+  request.draft_len = proto.draft_length();
   request.priority = proto.priority();
   request.cache_salt = proto.cache_salt();
   request.session_id = proto.session_id();

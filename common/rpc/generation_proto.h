@@ -21,6 +21,8 @@ absl::StatusOr<SamplingParams> FromProto(const worker::v1::Sampling& proto);
 
 worker::v1::DecodingMode ToProto(DecodingMode mode);
 absl::StatusOr<DecodingMode> FromProto(worker::v1::DecodingMode mode);
+worker::v1::DraftStrategy ToProto(DraftStrategy strategy);
+absl::StatusOr<DraftStrategy> FromProto(worker::v1::DraftStrategy strategy);
 worker::v1::FinishReason ToProto(FinishReason reason);
 absl::StatusOr<FinishReason> FromProto(worker::v1::FinishReason reason);
 

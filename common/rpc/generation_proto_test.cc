@@ -89,6 +89,8 @@ TEST_F(GenerationProtoTest, RequestsGoThereAndBack) {
     request.sampling = Sampling();
     request.num_samples = Int(-1, 20);
     request.decoding = static_cast<DecodingMode>(Int(0, 3));
+    request.draft_strategy = static_cast<DraftStrategy>(Int(0, 3));
+    request.draft_len = Int(0, kMaxDraftLen);
     request.priority = Int(-100, 100);
     request.cache_salt = std::string(Int(0, 9), 'c');
     request.session_id = std::string(Int(0, 9), 's');
@@ -110,6 +112,8 @@ TEST_F(GenerationProtoTest, RequestsGoThereAndBack) {
     EXPECT_EQ(back->sampling, request.sampling);
     EXPECT_EQ(back->num_samples, request.num_samples);
     EXPECT_EQ(back->decoding, request.decoding);
+    EXPECT_EQ(back->draft_strategy, request.draft_strategy);
+    EXPECT_EQ(back->draft_len, request.draft_len);
     EXPECT_EQ(back->priority, request.priority);
     EXPECT_EQ(back->cache_salt, request.cache_salt);
     EXPECT_EQ(back->session_id, request.session_id);
@@ -246,6 +250,14 @@ TEST_F(GenerationProtoTest, UnknownEnumsAreRefused) {
   ExpectRefused(submit, "decoding is 77");
   submit.set_decoding(worker::v1::DECODING_MODE_UNSPECIFIED);
   ExpectRefused(submit, "decoding is 0");
+  submit.set_decoding(worker::v1::DECODING_MODE_DRAFT);
+  submit.set_draft_length(17);
+  ExpectRefused(submit, "draft_length is 17");
+  submit.set_draft_length(-1);
+  ExpectRefused(submit, "draft_length is -1");
+  submit.set_draft_length(16);
+  submit.set_draft_strategy(static_cast<worker::v1::DraftStrategy>(9));
+  ExpectRefused(submit, "draft_strategy is 9");
   submit = GoodSubmit();
   submit.add_resumed()->set_finish(static_cast<worker::v1::FinishReason>(99));
   ExpectRefused(submit, "finish is 99");

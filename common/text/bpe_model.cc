@@ -22,9 +22,22 @@ uint64_t PairKey(TokenId left, TokenId right) {
   return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
 }
 
+uint64_t EndsKey(char32_t last, char32_t first) { return uint64_t{last} << 32 | first; }
+
 std::string ByteToken(int byte) { return absl::StrFormat("<0x%02X>", byte); }
 
 }  // namespace
+
+BpeModel::Ends BpeModel::EndsOf(std::string_view token) {
+  Ends ends;
+  for (size_t pos = 0; pos < token.size();) {
+    const Utf8Unit unit = DecodeUtf8(token, pos);
+    if (pos == 0) ends.first = unit.character;
+    ends.last = unit.character;
+    pos += unit.size;
+  }
+  return ends;
+}
 
 absl::StatusOr<BpeModel> BpeModel::FromJson(const JsonNode& node, bool byte_level) {
   RETURN_IF_ERROR(node.ExpectObject());
@@ -39,6 +52,7 @@ absl::StatusOr<BpeModel> BpeModel::FromJson(const JsonNode& node, bool byte_leve
   RETURN_IF_ERROR(model.ReadMerges(merges));
   RETURN_IF_ERROR(model.ReadOptions(node));
   model.FindSymbols();
+  model.FindWholeWords();
   return model;
 }
 
@@ -67,6 +81,7 @@ absl::Status BpeModel::ReadVocab(const JsonNode& node) {
   }
   for (size_t id = 0; id < vocab_.size(); ++id) {
     hash_ = HashCombine(hash_, HashBytes(vocab_[id], id));
+    ends_.push_back(EndsOf(vocab_[id]));
   }
   return absl::OkStatus();
 }
@@ -108,6 +123,7 @@ absl::Status BpeModel::AddMerge(const JsonNode& place, const std::string& left,
   }
   const uint64_t key = PairKey(ids_[left], ids_[right]);
   merges_[key] = {rank, ids_[joined]};  // of equal pairs the last one counts, as in HF tokenizers
+  joined_.insert(EndsKey(ends_[ids_[left]].last, ends_[ids_[right]].first));
   hash_ = HashCombine(hash_, key);
   return absl::OkStatus();
 }
@@ -142,14 +158,32 @@ void BpeModel::FindSymbols() {
       const auto bytes = FromByteAlphabet(vocab_[i]);
       if (!bytes.has_value()) continue;
       if (bytes->size() == 1) bytes_[static_cast<uint8_t>((*bytes)[0])] = id;
-      if (ignore_merges_) words_.emplace(*bytes, id);
     } else if (const Utf8Unit unit = DecodeUtf8(vocab_[i], 0); unit.size == vocab_[i].size()) {
       characters_.emplace(unit.character, id);
     }
   }
   if (byte_level_) return;
   for (int byte = 0; byte < 256; ++byte) bytes_[byte] = IdOf(ByteToken(byte));
-  if (ignore_merges_) words_ = ids_;
+}
+
+// Most words of a text are one token: they are looked up rather than merged.
+void BpeModel::FindWholeWords() {
+  if (!byte_level_) {
+    if (ignore_merges_) words_ = ids_;
+    return;
+  }
+  std::vector<TokenId> tokens;
+  for (size_t i = 0; i < vocab_.size(); ++i) {
+    const auto id = static_cast<TokenId>(i);
+    const auto bytes = FromByteAlphabet(vocab_[i]);
+    if (!bytes.has_value() || bytes->empty()) continue;
+    tokens.clear();
+    // No word is looked up while none is known: this is what merges make of it.
+    if (ignore_merges_ ||
+        (MergeSymbols(*bytes, &tokens).ok() && tokens.size() == 1 && tokens.front() == id)) {
+      words_.emplace(*bytes, id);
+    }
+  }
 }
 
 TokenId BpeModel::IdOf(const std::string& token) const {
@@ -211,10 +245,14 @@ const BpeModel::Merge* BpeModel::FindMerge(TokenId left, TokenId right) const {
   return it == merges_.end() ? nullptr : &it->second;
 }
 
-void BpeModel::MergeFew(std::vector<TokenId>* symbols) const {
+// Whether any merge can ever reach over the place between the two.
+bool BpeModel::MayJoin(TokenId left, TokenId right) const {
+  return joined_.contains(EndsKey(ends_[left].last, ends_[right].first));
+}
+
+size_t BpeModel::MergeFew(std::span<TokenId> s) const {
   constexpr Merge kNone{std::numeric_limits<uint32_t>::max(), -1};
   Merge merge[kFewSymbols];  // of symbols i and i + 1
-  std::vector<TokenId>& s = *symbols;
   size_t n = s.size();
   const auto look_up = [&](size_t i) {
     const Merge* found = i + 1 < n ? FindMerge(s[i], s[i + 1]) : nullptr;
@@ -234,10 +272,10 @@ void BpeModel::MergeFew(std::vector<TokenId>* symbols) const {
     look_up(best);
     if (best > 0) look_up(best - 1);
   }
-  s.resize(n);
+  return n;
 }
 
-void BpeModel::MergeMany(std::vector<TokenId>* symbols) const {
+size_t BpeModel::MergeMany(std::span<TokenId> s) const {
   struct Candidate {
     uint32_t rank;
     int32_t left;  // place of the left symbol
@@ -248,9 +286,9 @@ void BpeModel::MergeMany(std::vector<TokenId>* symbols) const {
       return rank != other.rank ? rank > other.rank : left > other.left;
     }
   };
-  const auto n = static_cast<int32_t>(symbols->size());
+  const auto n = static_cast<int32_t>(s.size());
   std::vector<Symbol> list(n);
-  for (int32_t i = 0; i < n; ++i) list[i] = {(*symbols)[i], i - 1, i + 1 < n ? i + 1 : -1};
+  for (int32_t i = 0; i < n; ++i) list[i] = {s[i], i - 1, i + 1 < n ? i + 1 : -1};
   std::priority_queue<Candidate> queue;
   const auto consider = [&](int32_t left) {
     if (left < 0 || list[left].next < 0) return;
@@ -274,28 +312,33 @@ void BpeModel::MergeMany(std::vector<TokenId>* symbols) const {
     consider(top.left);
     consider(left.previous);
   }
-  symbols->clear();
-  for (int32_t i = 0; i >= 0; i = list[i].next) symbols->push_back(list[i].token);
+  size_t merged = 0;
+  for (int32_t i = 0; i >= 0; i = list[i].next) s[merged++] = list[i].token;
+  return merged;
 }
 
-absl::Status BpeModel::Encode(std::string_view word, std::vector<TokenId>* tokens) const {
-  if (ignore_merges_) {
-    if (const auto it = words_.find(absl::string_view(word.data(), word.size()));
-        it != words_.end()) {
-      tokens->push_back(it->second);
-      return absl::OkStatus();
-    }
-  }
+absl::Status BpeModel::MergeSymbols(std::string_view word, std::vector<TokenId>* tokens) const {
   thread_local std::vector<TokenId> symbols;
   symbols.clear();
   RETURN_IF_ERROR(byte_level_ ? BytesToSymbols(word, &symbols)
                               : CharactersToSymbols(word, &symbols));
-  if (symbols.size() <= kFewSymbols) {
-    MergeFew(&symbols);
-  } else {
-    MergeMany(&symbols);
+  // Long words fall into parts that cannot meet: a whole text in one word, as SentencePiece has it,
+  // into its words.
+  const size_t n = symbols.size();
+  for (size_t begin = 0, end = 0; begin < n; begin = end) {
+    end = n <= kFewSymbols ? n : begin + 1;
+    while (end < n && MayJoin(symbols[end - 1], symbols[end])) ++end;
+    const auto part = std::span(symbols).subspan(begin, end - begin);
+    const size_t merged = part.size() <= kFewSymbols ? MergeFew(part) : MergeMany(part);
+    tokens->insert(tokens->end(), part.begin(), part.begin() + merged);
   }
-  tokens->insert(tokens->end(), symbols.begin(), symbols.end());
+  return absl::OkStatus();
+}
+
+absl::Status BpeModel::Encode(std::string_view word, std::vector<TokenId>* tokens) const {
+  const auto it = words_.find(absl::string_view(word.data(), word.size()));
+  if (it == words_.end()) return MergeSymbols(word, tokens);
+  tokens->push_back(it->second);
   return absl::OkStatus();
 }
 

@@ -3,12 +3,14 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
 #include <string_view>
 #include <utility>
 #include <vector>
 
 #include "absl/container/flat_hash_map.h"
+#include "absl/container/flat_hash_set.h"
 #include "absl/status/statusor.h"
 #include "common/text/json_node.h"
 #include "common/types/sampling_params.h"
@@ -41,29 +43,44 @@ class BpeModel {
     uint32_t rank = 0;
     TokenId token = 0;
   };
+  // First and last character of a token as the file writes it. A joined token has those of its
+  // ends, so that no merge ever reaches over a place between two characters that no merge has
+  // there.
+  struct Ends {
+    char32_t first = 0;
+    char32_t last = 0;
+  };
   struct Symbol {
     TokenId token = 0;
     int32_t previous = 0;
     int32_t next = 0;  // -1: none
   };
+  static Ends EndsOf(std::string_view token);
   absl::Status ReadVocab(const JsonNode& node);
   absl::Status ReadMerges(const JsonNode& node);
   absl::Status AddMerge(const JsonNode& place, const std::string& left, const std::string& right,
                         uint32_t rank);
   absl::Status ReadOptions(const JsonNode& node);
   void FindSymbols();
+  void FindWholeWords();
 
   absl::Status BytesToSymbols(std::string_view word, std::vector<TokenId>* symbols) const;
   absl::Status CharactersToSymbols(std::string_view word, std::vector<TokenId>* symbols) const;
   bool FallBackToBytes(std::string_view bytes, std::vector<TokenId>* symbols) const;
   const Merge* FindMerge(TokenId left, TokenId right) const;
-  void MergeFew(std::vector<TokenId>* symbols) const;
-  void MergeMany(std::vector<TokenId>* symbols) const;
+  bool MayJoin(TokenId left, TokenId right) const;
+  absl::Status MergeSymbols(std::string_view word, std::vector<TokenId>* tokens) const;
+  // In place; return how many are left.
+  size_t MergeFew(std::span<TokenId> symbols) const;
+  size_t MergeMany(std::span<TokenId> symbols) const;
 
   std::vector<std::string> vocab_;
   absl::flat_hash_map<std::string, TokenId> ids_;
-  absl::flat_hash_map<std::string, TokenId> words_;  // by their own bytes; for ignore_merges
-  absl::flat_hash_map<uint64_t, Merge> merges_;      // by (left, right)
+  // By their own bytes: words that are one token in the end. With ignore_merges, all tokens.
+  absl::flat_hash_map<std::string, TokenId> words_;
+  absl::flat_hash_map<uint64_t, Merge> merges_;  // by (left, right)
+  std::vector<Ends> ends_;                       // by id
+  absl::flat_hash_set<uint64_t> joined_;         // (last character, first character) of merges
   absl::flat_hash_map<char32_t, TokenId> characters_;
   std::vector<TokenId> bytes_ = std::vector<TokenId>(256, -1);
   bool byte_level_ = false;

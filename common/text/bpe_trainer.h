@@ -1,4 +1,5 @@
-// Trains a byte-level BPE vocabulary (GPT-2's words) and writes it as a tokenizer.json.
+// Trains a byte-level BPE vocabulary (GPT-2's words) and writes it as a tokenizer.json. For the
+// stand-in models and for tests; nothing that serves needs it.
 #pragma once
 
 #include <cstdint>

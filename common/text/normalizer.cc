@@ -13,6 +13,12 @@
 namespace paceline {
 namespace {
 
+constexpr size_t kMaxSteps = 32;
+constexpr size_t kMaxContent = 4096;  // bytes that a step puts in at one place
+// What steps make of a text, in bytes: this, and so many times the text.
+constexpr size_t kMaxNormal = size_t{1} << 20;
+constexpr size_t kMaxGrowth = 32;
+
 // utf8proc allocates the result.
 absl::StatusOr<std::string> NormalForm(const std::string& text, int options) {
   utf8proc_uint8_t* result = nullptr;
@@ -46,16 +52,24 @@ std::string_view StripSpace(std::string_view text, bool left, bool right) {
   return text.substr(begin, end - begin);
 }
 
+absl::Status CheckContent(const JsonNode& node, const std::string& content) {
+  if (content.size() <= kMaxContent) return absl::OkStatus();
+  return node.Invalid(
+      absl::StrCat("content of ", content.size(), " bytes, the limit is ", kMaxContent));
+}
+
+// Stops where the result is over `limit` bytes.
 absl::StatusOr<std::string> ReplaceAll(const Pattern& pattern, const std::string& content,
-                                       const std::string& text) {
+                                       const std::string& text, size_t limit) {
   std::string out;
   size_t done = 0;
   RETURN_IF_ERROR(pattern.ForEachMatch(text, [&](size_t begin, size_t end) {
+    if (out.size() > limit) return;
     out.append(text, done, begin - done);
     out.append(content);
     done = end;
   }));
-  out.append(text, done);
+  if (out.size() <= limit) out.append(text, done);
   return out;
 }
 
@@ -89,6 +103,9 @@ absl::Status Normalizer::Add(const JsonNode& node) {
     for (const JsonNode& child : children) RETURN_IF_ERROR(Add(child));
     return absl::OkStatus();
   }
+  if (steps_.size() == kMaxSteps) {
+    return node.Invalid(absl::StrCat("more than ", kMaxSteps, " normalizers"));
+  }
   Step step;
   if (type == "NFC" || type == "NFD" || type == "NFKC" || type == "NFKD") {
     step.kind = type == "NFC"    ? Step::Kind::kNfc
@@ -98,9 +115,11 @@ absl::Status Normalizer::Add(const JsonNode& node) {
   } else if (type == "Prepend") {
     step.kind = Step::Kind::kPrepend;
     ASSIGN_OR_RETURN(step.content, node.String("prepend"));
+    RETURN_IF_ERROR(CheckContent(node, step.content));
   } else if (type == "Replace") {
     step.kind = Step::Kind::kReplace;
     ASSIGN_OR_RETURN(step.content, node.String("content"));
+    RETURN_IF_ERROR(CheckContent(node, step.content));
     ASSIGN_OR_RETURN(const JsonNode pattern, node.Get("pattern"));
     ASSIGN_OR_RETURN(Pattern compiled, PatternFromJson(pattern));
     step.pattern = std::make_shared<const Pattern>(std::move(compiled));
@@ -115,7 +134,8 @@ absl::Status Normalizer::Add(const JsonNode& node) {
   return absl::OkStatus();
 }
 
-absl::StatusOr<std::string> Normalizer::ApplyStep(const Step& step, const std::string& text) {
+absl::StatusOr<std::string> Normalizer::ApplyStep(const Step& step, const std::string& text,
+                                                  size_t limit) {
   switch (step.kind) {
     case Step::Kind::kNfc:
       return NormalForm(text, UTF8PROC_COMPOSE);
@@ -128,7 +148,7 @@ absl::StatusOr<std::string> Normalizer::ApplyStep(const Step& step, const std::s
     case Step::Kind::kPrepend:
       return text.empty() ? text : step.content + text;
     case Step::Kind::kReplace:
-      return ReplaceAll(*step.pattern, step.content, text);
+      return ReplaceAll(*step.pattern, step.content, text, limit);
     case Step::Kind::kStrip:
       return std::string(StripSpace(text, step.strip_left, step.strip_right));
   }
@@ -136,9 +156,14 @@ absl::StatusOr<std::string> Normalizer::ApplyStep(const Step& step, const std::s
 }
 
 absl::StatusOr<std::string> Normalizer::Apply(std::string_view text) const {
+  const size_t limit = kMaxNormal + kMaxGrowth * text.size();
   std::string out(text);
   for (const Step& step : steps_) {
-    ASSIGN_OR_RETURN(out, ApplyStep(step, out));
+    ASSIGN_OR_RETURN(out, ApplyStep(step, out, limit));
+    if (out.size() > limit) {
+      return absl::ResourceExhaustedError(absl::StrCat("normal form of a text of ", text.size(),
+                                                       " bytes: more than ", limit, " bytes"));
+    }
   }
   return out;
 }

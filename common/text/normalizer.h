@@ -21,7 +21,7 @@ class Normalizer {
 
   bool empty() const { return steps_.empty(); }
 
-  // `text` is UTF-8, and so is the result.
+  // `text` is UTF-8, and so is the result. RESOURCE_EXHAUSTED: the steps make too much of it.
   absl::StatusOr<std::string> Apply(std::string_view text) const;
 
  private:
@@ -34,7 +34,8 @@ class Normalizer {
     bool strip_right = false;
   };
   absl::Status Add(const JsonNode& node);
-  static absl::StatusOr<std::string> ApplyStep(const Step& step, const std::string& text);
+  static absl::StatusOr<std::string> ApplyStep(const Step& step, const std::string& text,
+                                               size_t limit);
 
   std::vector<Step> steps_;
 };

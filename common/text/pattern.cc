@@ -41,22 +41,24 @@ std::string Reason(int code) {
   return reinterpret_cast<const char*>(message);
 }
 
-// The working memory of one search.
+// The working memory of searches: one for each thread, for all expressions. A search does not call
+// back into another before it has read its result.
 struct Search {
-  explicit Search(const pcre2_code* code)
+  Search()
       : context(pcre2_match_context_create(nullptr)),
-        data(pcre2_match_data_create_from_pattern(code, nullptr)) {
+        data(pcre2_match_data_create(/*ovecsize=*/1, nullptr)),
+        jit_stack(pcre2_jit_stack_create(kJitStack, kMaxJitStack, nullptr)) {
     pcre2_set_match_limit(context.get(), kMaxSteps);
     pcre2_set_depth_limit(context.get(), kMaxSteps);
     pcre2_set_heap_limit(context.get(), kMaxHeapKib);
-    size_t jit_size = 0;
-    pcre2_pattern_info(code, PCRE2_INFO_JITSIZE, &jit_size);
-    if (jit_size == 0) return;
-    jit_stack.reset(pcre2_jit_stack_create(kJitStack, kMaxJitStack, nullptr));
-    pcre2_jit_stack_assign(context.get(), nullptr, jit_stack.get());
+    if (jit_stack != nullptr) pcre2_jit_stack_assign(context.get(), nullptr, jit_stack.get());
+  }
+  static Search& OfThread() {
+    thread_local Search search;
+    return search;
   }
   MatchContextPtr context;
-  DataPtr data;
+  DataPtr data;  // of the whole match only
   JitStackPtr jit_stack;
 };
 
@@ -124,7 +126,7 @@ absl::Status Pattern::ForEachMatch(std::string_view text,
     return absl::OkStatus();
   }
   if (text.empty()) return absl::OkStatus();
-  Search search(regex_->code.get());
+  Search& search = Search::OfThread();
   Deadline deadline(text.size());
   const auto* subject = reinterpret_cast<PCRE2_SPTR>(text.data());
   size_t last_end = 0;
@@ -137,11 +139,13 @@ absl::Status Pattern::ForEachMatch(std::string_view text,
           text.size(), " bytes: ", rc < 0 ? Reason(rc) : "too slow"));
     }
     const size_t* ends = pcre2_get_ovector_pointer(search.data.get());
+    const size_t begin = ends[0];
+    const size_t end = ends[1];
     // \K may move a match's begin; one that lies outside the rest of the text is none.
-    const bool matched = rc >= 0 && ends[0] >= last_end && ends[0] <= ends[1];
-    if (matched) found(ends[0], ends[1]);
-    if (matched) last_end = ends[1];
-    pos = matched && ends[1] > pos ? ends[1] : pos + DecodeUtf8(text, pos).size;
+    const bool matched = rc >= 0 && begin >= last_end && begin <= end;
+    if (matched) found(begin, end);
+    if (matched) last_end = end;
+    pos = matched && end > pos ? end : pos + DecodeUtf8(text, pos).size;
   }
   return absl::OkStatus();
 }

@@ -46,6 +46,11 @@ absl::Status AddTemplate(const JsonNode& node, int32_t vocab_size, PostProcessor
     text_seen = true;
   }
   if (!text_seen) return node.Invalid("single has no Sequence A");
+  const size_t total =
+      out->before.size() + out->behind.size() + around.before.size() + around.behind.size();
+  if (total > kMaxTokens) {
+    return node.Invalid(absl::StrCat("more than ", kMaxTokens, " tokens around a text"));
+  }
   out->before.insert(out->before.begin(), around.before.begin(), around.before.end());
   out->behind.insert(out->behind.end(), around.behind.begin(), around.behind.end());
   return absl::OkStatus();

@@ -14,6 +14,7 @@ namespace {
 
 constexpr size_t kMaxSteps = 32;
 constexpr int64_t kMaxStrip = 1024;
+constexpr size_t kMaxContent = 4096;  // bytes
 
 int HexDigit(char c) {
   if (c >= '0' && c <= '9') return c - '0';
@@ -78,6 +79,10 @@ absl::Status TokenDecoder::Add(const JsonNode& node) {
     ASSIGN_OR_RETURN(step.from, pattern.String("String"));
     if (step.from.empty()) return pattern.Invalid("empty String");
     ASSIGN_OR_RETURN(step.to, node.String("content"));
+    if (step.to.size() > kMaxContent) {
+      return node.Invalid(
+          absl::StrCat("content of ", step.to.size(), " bytes, the limit is ", kMaxContent));
+    }
   } else {
     return node.Unsupported(absl::StrCat("decoder type ", Quoted(type)));
   }
@@ -153,7 +158,10 @@ std::string TokenDecoder::BytesOf(std::string_view token, bool first, bool added
     if (added) return text;
     return FromByteAlphabet(token).value_or(text);
   }
-  for (const Step& step : steps_) text = ApplyStep(step, std::move(text), first);
+  for (const Step& step : steps_) {
+    if (text.size() > kMaxTokenBytes) break;
+    text = ApplyStep(step, std::move(text), first);
+  }
   return text;
 }
 

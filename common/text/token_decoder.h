@@ -21,7 +21,9 @@ class TokenDecoder {
   bool byte_level() const { return byte_level_; }
 
   // The bytes that a token stands for; not necessarily whole characters. Of a byte-level vocabulary
-  // an added token is text as it is (`added`).
+  // an added token is text as it is (`added`). More than kMaxTokenBytes are an unfinished result,
+  // which the tokenizer refuses when it loads.
+  static constexpr size_t kMaxTokenBytes = 64 * 1024;
   std::string BytesOf(std::string_view token, bool first, bool added) const;
 
   // What is taken away from the beginning of the whole text.

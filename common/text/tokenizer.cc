@@ -1,5 +1,6 @@
 #include "common/text/tokenizer.h"
 
+#include <algorithm>
 #include <filesystem>
 #include <fstream>
 #include <utility>
@@ -22,7 +23,8 @@
 namespace paceline {
 namespace {
 
-constexpr uintmax_t kMaxFileBytes = uintmax_t{1} << 28;
+constexpr uintmax_t kMaxFileBytes = uintmax_t{1} << 27;
+constexpr size_t kMaxAddedBytes = size_t{1} << 22;  // of all added tokens together
 
 absl::StatusOr<std::string> ReadTokenizerFile(const std::filesystem::path& path) {
   std::error_code error;
@@ -56,7 +58,7 @@ struct Tokenizer::Parts {
 
   absl::Status ReadAddedTokens(const JsonNode& root);
   absl::Status AddToken(const JsonNode& place, const AddedToken& token);
-  void FillTable();
+  absl::Status FillTable(const JsonNode& place);
   absl::Status EncodeText(std::string_view text, const EncodeOptions& options,
                           std::vector<TokenId>* tokens) const;
   absl::Status EncodePiece(std::string_view piece, bool at_start, const EncodeOptions& options,
@@ -83,8 +85,13 @@ absl::Status Tokenizer::Parts::ReadAddedTokens(const JsonNode& root) {
   ASSIGN_OR_RETURN(const JsonNode list, root.Get("added_tokens"));
   if (!list.IsNull()) {
     ASSIGN_OR_RETURN(const auto items, list.Array());
+    size_t bytes = 0;
     for (const JsonNode& item : items) {
       ASSIGN_OR_RETURN(const AddedToken token, AddedToken::FromJson(item));
+      bytes += token.content.size();
+      if (bytes > kMaxAddedBytes) {
+        return item.Invalid(absl::StrCat("added tokens of more than ", kMaxAddedBytes, " bytes"));
+      }
       RETURN_IF_ERROR(AddToken(item, token));
       const int flags = token.special | token.normalized << 1 | token.single_word << 2 |
                         token.lstrip << 3 | token.rstrip << 4;
@@ -122,8 +129,17 @@ absl::Status Tokenizer::Parts::AddToken(const JsonNode& place, const AddedToken&
   return absl::OkStatus();
 }
 
-void Tokenizer::Parts::FillTable() {
-  for (Token& token : tokens) token.bytes = decoder.BytesOf(token.name, false, token.added);
+absl::Status Tokenizer::Parts::FillTable(const JsonNode& place) {
+  for (Token& token : tokens) {
+    token.bytes = decoder.BytesOf(token.name, false, token.added);
+    const size_t most =
+        std::max(token.bytes.size(), decoder.BytesOf(token.name, true, token.added).size());
+    if (most > TokenDecoder::kMaxTokenBytes) {
+      return place.Invalid(absl::StrCat("token ", Quoted(token.name), " stands for more than ",
+                                        TokenDecoder::kMaxTokenBytes, " bytes"));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status Tokenizer::Parts::EncodeWords(std::string_view text, bool at_start,
@@ -199,7 +215,7 @@ absl::StatusOr<std::unique_ptr<Tokenizer>> Tokenizer::FromJson(std::string_view 
       return decoder.Unsupported("ByteLevel in only one of pre_tokenizer and decoder");
     }
     RETURN_IF_ERROR(parts->ReadAddedTokens(root));
-    parts->FillTable();
+    RETURN_IF_ERROR(parts->FillTable(decoder));
     ASSIGN_OR_RETURN(const JsonNode post_processor, root.Get("post_processor"));
     ASSIGN_OR_RETURN(
         parts->post_processor,

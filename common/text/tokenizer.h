@@ -34,9 +34,10 @@ class Tokenizer {
   ~Tokenizer();
 
   // Bytes that are not UTF-8 are taken as they are: a byte-level vocabulary, or one with byte
-  // fallback, loses none (TokenBytes gives them back). INVALID_ARGUMENT: the vocabulary has no
-  // token for a character. RESOURCE_EXHAUSTED: the file's patterns take too long on this text, or
-  // it has more than kMaxTextBytes.
+  // fallback, loses none (TokenBytes gives them back; a mark for spaces, as of SentencePiece, comes
+  // back as a space). INVALID_ARGUMENT: the vocabulary has no token for a character.
+  // RESOURCE_EXHAUSTED: the file's patterns take too long on this text, or it has more than
+  // kMaxTextBytes.
   absl::StatusOr<std::vector<TokenId>> Encode(std::string_view text,
                                               const EncodeOptions& options = {}) const;
   static constexpr size_t kMaxTextBytes = size_t{1} << 28;

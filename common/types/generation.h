@@ -27,6 +27,16 @@ enum class DecodingMode : uint8_t {
   kNgram,     // always the local n-gram draft
 };
 
+// How a draft worker is used.
+enum class DraftStrategy : uint8_t {
+  kDefault = 0,  // as the worker is set up
+  kChain,        // the drafter runs ahead; what agrees is used
+  kEnumerate,    // the drafter drafts for the outcomes of the step in flight
+  kSync,         // as kChain, but steps are sat out for a proposal; for comparison only
+};
+
+inline constexpr int kMaxDraftLen = 16;  // tokens per step that a request may ask for
+
 // Of the raw model distribution, before penalties and temperature.
 struct TokenLogprob {
   TokenId token = 0;
@@ -52,6 +62,8 @@ struct GenerationRequest {
   SamplingParams sampling;      // seed is always set
   int32_t num_samples = 1;      // sample s of n equals the run with that sample alone
   DecodingMode decoding = DecodingMode::kAuto;
+  DraftStrategy draft_strategy = DraftStrategy::kDefault;
+  int32_t draft_len = 0;   // of kDraft, at most kMaxDraftLen; 0 = the worker's
   int32_t priority = 0;    // greater goes first
   std::string cache_salt;  // prefixes are shared only within an equal salt
   std::string session_id;  // tags the blocks for retention; empty = none

@@ -23,9 +23,15 @@ bool HasRoom(const PlacementRequest& request, const WorkerSnapshot& s, int64_t m
   return needed <= int64_t{s.free_blocks} + s.cached_blocks;
 }
 
+bool SpeaksTokenizer(const WorkerSnapshot& s, const std::string& tokenizer) {
+  return tokenizer.empty() || s.tokenizer_fingerprint.empty() ||
+         s.tokenizer_fingerprint == tokenizer;
+}
+
 bool Eligible(const PlacementRequest& request, const Worker& w, TimePoint now) {
   const WorkerSnapshot& s = w.snapshot;
   return w.Usable() && s.model == request.model && now >= w.not_before &&
+         SpeaksTokenizer(s, request.tokenizer) &&
          (s.max_context == 0 || request.total_tokens <= s.max_context);
 }
 

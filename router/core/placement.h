@@ -23,6 +23,7 @@ struct PlacementRequest {
   std::string model;
   std::string session_id;               // empty = none
   std::string fingerprint;              // wanted numerics of a resumed request; empty = any
+  std::string tokenizer;                // required of workers that tell theirs; empty = any
   std::vector<uint64_t> prefix_hashes;  // of the prompt's whole chunks (PrefixChunkHashes)
   int64_t prompt_tokens = 0;            // to be prefilled: prompt, and output if resumed
   int64_t total_tokens = 0;             // prompt and max_tokens

@@ -55,6 +55,19 @@ TEST(PlacementTest, OnlyEligibleWorkers) {
   EXPECT_EQ(RankWorkers(MakeRequest(), workers, kNow).size(), 2u);
 }
 
+TEST(PlacementTest, TextGoesOnlyWhereIdsMeanTheSame) {
+  auto workers = MakeWorkers(3);
+  workers[0].snapshot.tokenizer_fingerprint = "other";
+  workers[1].snapshot.tokenizer_fingerprint = "tok";
+  PlacementRequest request = MakeRequest();
+  EXPECT_EQ(RankWorkers(request, workers, kNow).size(), 3u);
+  request.tokenizer = "tok";
+  const auto scores = RankWorkers(request, workers, kNow);
+  ASSERT_EQ(scores.size(), 2u);  // one does not tell
+  EXPECT_NE(scores[0].worker, 0);
+  EXPECT_NE(scores[1].worker, 0);
+}
+
 TEST(PlacementTest, LeastPredictedWork) {
   auto workers = MakeWorkers(3);
   workers[0].snapshot.running = 4;

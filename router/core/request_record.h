@@ -27,6 +27,7 @@ struct ClientRequest {
   std::string model;
   // With request_id, seed and deadline set. `resumed` is what the client already has.
   GenerationRequest generation;
+  std::string tokenizer;           // fingerprint; where ids mean another text it may not run
   std::string resume_fingerprint;  // numerics that made `resumed`; empty for a fresh request
   // Null where no text is wanted (then there are no stop strings either).
   std::function<std::unique_ptr<SampleText>()> make_text;

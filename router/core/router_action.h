@@ -29,6 +29,7 @@ struct DeliverAction {
   RequestKey key = 0;
   bool first = false;
   std::string fingerprint;  // with `first`
+  std::string worker;       // its address, with `first`
   SampleDelta delta;
   std::string text;  // of delta.tokens, as far as it is whole
 };

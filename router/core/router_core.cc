@@ -177,6 +177,7 @@ bool RouterCore::TryPlace(RequestRecord* r, TimePoint now) {
   request.model = r->request.model;
   request.session_id = g.session_id;
   request.fingerprint = r->fingerprint;
+  request.tokenizer = r->request.tokenizer;
   request.prefix_hashes = r->prefix_hashes;
   request.prompt_tokens = static_cast<int64_t>(g.prompt.size()) + r->emitted_tokens();
   request.total_tokens = static_cast<int64_t>(g.prompt.size()) + g.sampling.max_tokens;
@@ -384,7 +385,10 @@ void RouterCore::ApplyDelta(RequestRecord* r, SampleDelta delta) {
   DeliverAction deliver;
   deliver.key = r->key;
   deliver.first = !std::exchange(r->head_sent, true);
-  if (deliver.first) deliver.fingerprint = r->fingerprint;
+  if (deliver.first) {
+    deliver.fingerprint = r->fingerprint;
+    deliver.worker = workers_.Find(r->worker)->address;
+  }
   deliver.delta = std::move(delta);
   deliver.text = std::move(text);
   actions_.push_back(std::move(deliver));

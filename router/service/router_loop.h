@@ -15,6 +15,7 @@
 
 #include "common/clock.h"
 #include "router/core/router_core.h"
+#include "router/service/request_probe.h"
 
 namespace paceline {
 
@@ -39,36 +40,44 @@ class WorkerPort {
 
 class RouterLoop {
  public:
-  // `probe` may be null and outlives the loop; it is called on the loop's thread.
-  RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock);
+  // The probes may be null and outlive the loop; they are called on the loop's thread. Of
+  // `requests` the loop tells OverheadStage::kRoute and kForward.
+  RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock,
+             RequestProbe* requests = nullptr);
   ~RouterLoop();  // Stop
   RouterLoop(const RouterLoop&) = delete;
   RouterLoop& operator=(const RouterLoop&) = delete;
 
-  // Clients. The sink hears exactly one OnFinish. Keys are the loop's, never reused.
+  // Clients. The sink hears exactly one OnFinish (after Stop: DRAINING, before Start returns). Keys
+  // are the loop's, never reused.
   RequestKey Start(ClientRequest request, std::shared_ptr<RequestSink> sink);
   void CancelByClient(RequestKey key);
   void Abort(RequestKey key, ServingError error);
+  // Every request held now.
+  void AbortAll(ServingError error);
 
-  // Workers. The whole list as discovered; `ports` makes the port of a worker that is new. Ports of
-  // workers that are gone from the core are dropped on the loop's thread.
+  // Workers. The whole list as discovered; `ports` makes the port of a worker that is new. The port
+  // of a worker that is no longer listed is dropped, on the loop's thread, behind its last request.
   using PortFactory =
       std::function<std::shared_ptr<WorkerPort>(WorkerId worker, const WorkerAddress& address)>;
   void Relist(std::vector<WorkerAddress> addresses, PortFactory ports);
 
   // Anything that happens to the core: what worker streams and reports bring. Applied in order of
-  // Post; the core's actions are carried out before the next event.
+  // Post; the core's actions are carried out before the next event. After Stop it is dropped.
   using Event = std::function<void(RouterCore& core, TimePoint now)>;
   void Post(Event event);
+  // As Post, for a worker's frame that was read at `read`.
+  void PostFrame(TimePoint read, Event event);
 
-  // Runs `read` on the loop's thread and waits for it. Not from the loop's thread.
+  // Runs `read` on the loop's thread and waits for it (after Stop: on the caller's). Not from the
+  // loop's thread.
   void Read(const std::function<void(const RouterCore& core, TimePoint now)>& read);
 
   // Refuses new requests from now on.
   void StartDrain();
   // True once no request is left, or false after `limit`.
   bool AwaitIdle(Duration limit);
-  // Called on the loop's thread when Serving() changes; set once, before the first Relist.
+  // Called on the loop's thread, first with Serving() as it is, then whenever it changes. Set once.
   void OnServingChanged(std::function<void(bool serving)> callback);
 
   // Ends the thread. Requests still held end with DRAINING first.
@@ -76,13 +85,24 @@ class RouterLoop {
 
  private:
   void Run();
+  void AwaitEvents(std::unique_lock<std::mutex>* lock);
+  void RunBatch(std::vector<Event>* batch);
+  void Apply(const Event& event);
   void CarryOut(std::vector<RouterAction> actions);
+  WorkerPort* PortOf(WorkerId worker);
+  void FlushPorts();
+  void DropLeftPorts(TimePoint now);
+  void EndAll(const ServingError& error, RouterCore* core, TimePoint now);
 
   const Clock& clock_;
+  RequestProbe* const requests_;
   std::mutex mutex_;
-  std::condition_variable work_;
+  std::condition_variable work_, quiet_;
   std::vector<Event> events_;
-  bool stopped_ = false;
+  bool stopped_ = false;   // no event is taken any more
+  bool ended_ = false;     // the thread is past its last event
+  bool in_batch_ = false;  // the thread works on events it has taken
+  bool held_ = false;      // it held requests behind the last batch
   RequestKey next_key_ = 1;
 
   // The loop's thread.
@@ -90,9 +110,15 @@ class RouterLoop {
   std::unordered_map<RequestKey, std::shared_ptr<RequestSink>> sinks_;
   std::unordered_map<WorkerId, std::shared_ptr<WorkerPort>> ports_;
   std::vector<WorkerPort*> dirty_ports_;
+  std::vector<WorkerId> leaving_;        // no longer listed, and with a port
+  std::vector<TimePoint> routed_since_;  // starts that became submits in this batch
+  RequestKey starting_ = 0;              // the event being applied is the Start of this request
+  TimePoint started_{};                  // and this is when it was called
+  TimePoint frame_read_{};               // or it is a worker's frame, read then
   std::function<void(bool)> on_serving_;
   bool serving_ = false;
   std::thread thread_;
+  std::once_flag joined_;
 };
 
 }  // namespace paceline

@@ -3,9 +3,10 @@
 // in virtual time. Every output token is compared with the model's own.
 //
 // Fragmentation is 1 - live slots / (active blocks x block size), taken while a step is in flight,
-// when its drafts' slots are reserved and not yet written, and weighted with the step's time.
-// Concurrency is the number of sequences that hold KV while requests are queued, against what the
-// same pool admits when each request reserves --reserve slots.
+// when its drafts' slots are reserved, and weighted with the step's time. Live is what holds, or
+// with this step comes to hold, the KV of a committed token; drafts are waste until they are
+// accepted. Concurrency is the number of sequences that hold KV while requests are queued, against
+// what the same pool admits when each request reserves --reserve slots.
 
 #include <cstdio>
 #include <fstream>
@@ -33,7 +34,7 @@ struct Settings {
   int32_t drafts = 8;
   double agreement = 0.7;
   double hit_rate = 0.8;
-  int32_t max_batch_rows = 2048;
+  int32_t max_batch_rows = 8192;  // enough that the pool is what limits concurrency
   int32_t prefill_chunk = 256;
   bool check = false;
 };

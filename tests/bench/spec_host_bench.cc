@@ -107,10 +107,10 @@ struct Figures {
   double tokens = 0;                        // per sequence and step
 };
 
-Figures Measure(int32_t batch, RemoteMode mode, int32_t steps) {
+Figures Measure(int32_t batch, DraftStrategy strategy, int32_t steps) {
   DraftSpeculatorOptions options;
   options.vocab_size = kVocab;
-  options.remote = mode;
+  options.strategy = strategy;
   options.opens_per_step = batch;
   options.open_tokens_per_step = 1 << 30;
   DraftSpeculator speculator(options);
@@ -200,14 +200,15 @@ int Main(int argc, char** argv) {
       return 2;
     }
   }
-  std::printf("| batch | mode | host us per step, median | p99 | receive us | tokens per step |\n");
+  std::printf(
+      "| batch | strategy | host us per step, median | p99 | receive us | tokens per step |\n");
   std::printf("|---|---|---|---|---|---|\n");
   for (int32_t batch : batches) {
-    for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate}) {
-      const Figures f = Measure(batch, mode, steps);
+    for (DraftStrategy strategy : {DraftStrategy::kChain, DraftStrategy::kEnumerate}) {
+      const Figures f = Measure(batch, strategy, steps);
       std::printf("| %d | %s | %.1f | %.1f | %.1f | %.2f |\n", batch,
-                  mode == RemoteMode::kChain ? "chain" : "enumerate", f.median, f.p99, f.receive,
-                  f.tokens);
+                  strategy == DraftStrategy::kChain ? "chain" : "enumerate", f.median, f.p99,
+                  f.receive, f.tokens);
     }
   }
   return 0;

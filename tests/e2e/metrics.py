@@ -6,14 +6,9 @@ import re
 import shutil
 import subprocess
 import sys
-import urllib.request
 
-from cluster import ROOT, Cluster, generate
-
-
-def scrape(address):
-    with urllib.request.urlopen(f"http://{address}/metrics", timeout=5) as reply:
-        return reply.read().decode()
+from client import ROOT, scrape
+from cluster import Cluster, generate
 
 
 def emitted(text):

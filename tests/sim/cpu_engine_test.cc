@@ -33,22 +33,35 @@ struct Counts final : public EngineProbe {
   int64_t accepted = 0;
 };
 
-// Drafts what is known to come, spoilt at random.
+enum class Drafter { kMixed, kGood, kRandom, kDead };
+
+// Knows what is to come: drafts it, spoils it at random, or is no use at all.
 class OracleSpeculator final : public Speculator {
  public:
-  OracleSpeculator(const Outputs& truth, uint64_t seed, Counts* counts)
-      : truth_(truth), rng_(seed), counts_(counts) {}
+  OracleSpeculator(const Outputs& truth, uint64_t seed, Counts* counts,
+                   Drafter drafter = Drafter::kMixed)
+      : truth_(truth), rng_(seed), counts_(counts), drafter_(drafter) {}
 
   void Begin(const SpecSequence&) override {}
   SpecProposal Propose(const SpecSequence& s, int32_t max_drafts, bool ahead) override {
     SpecProposal proposal;
-    if (max_drafts == 0 || rng_() % 5 == 0) return proposal;
+    if (drafter_ == Drafter::kDead || (drafter_ == Drafter::kMixed && rng_() % 5 == 0)) {
+      return proposal;
+    }
     const auto& output = truth_.at({s.sampling->seed, s.sample}).tokens;
     const std::vector<TokenId> rest(output.begin() + (s.tokens.size() - s.prompt_len),
                                     output.end());
     proposal.source = ProposalSource::kRemoteFull;
     if (ahead) {
       for (int32_t accepted = 0; accepted < 6; ++accepted) Branch(rest, accepted, &proposal);
+      return proposal;
+    }
+    if (drafter_ != Drafter::kMixed) {
+      const bool good = drafter_ == Drafter::kGood;
+      const size_t most = good ? rest.size() - 1 : rest.size() + 8;  // the last one needs no draft
+      for (size_t i = 0; i < std::min<size_t>(most, max_drafts); ++i) {
+        proposal.tokens.push_back(good ? rest[i] : static_cast<TokenId>(rng_() % 211));
+      }
       return proposal;
     }
     const bool tree = rng_() % 2 == 0;
@@ -80,13 +93,16 @@ class OracleSpeculator final : public Speculator {
     const auto length = std::min<size_t>(1 + rng_() % 4, rest.size() - accepted - 1);
     PlannedBranch branch{
         .accepted = accepted, .next = *from, .tokens = {from + 1, from + 1 + length}};
-    if (rng_() % 3 == 0) branch.tokens[rng_() % length] = static_cast<TokenId>(rng_() % 211);
+    if (drafter_ == Drafter::kRandom || (drafter_ == Drafter::kMixed && rng_() % 3 == 0)) {
+      branch.tokens[rng_() % length] = static_cast<TokenId>(rng_() % 211);
+    }
     proposal->branches.push_back(std::move(branch));
   }
 
   const Outputs& truth_;
   std::mt19937_64 rng_;
   Counts* const counts_;
+  const Drafter drafter_;
 };
 
 std::shared_ptr<const CpuModel> Model() {
@@ -129,38 +145,72 @@ struct Arrangement {
   int32_t at_once = 32;
 };
 
+// An engine that serves lists of requests, one after the other.
+class Server {
+ public:
+  Server(const Arrangement& setup, std::unique_ptr<Speculator> speculator, Counts* counts)
+      : at_once_(static_cast<size_t>(setup.at_once)) {
+    auto runner = CpuRunner::Create(Model(), setup.runner);
+    CHECK(runner.ok()) << runner.status().ToString();
+    engine_ = std::make_unique<Engine>(setup.engine, *std::move(runner), std::move(speculator),
+                                       SteadyClock::Get(), counts,
+                                       [this](EngineOutput output) { Take(output); });
+  }
+
+  // What comes behind that which they had emitted before.
+  Outputs Run(const std::vector<GenerationRequest>& requests) {
+    requests_ = &requests;
+    outputs_.clear();
+    finished_ = 0;
+    size_t submitted = 0;
+    while (finished_ < requests.size()) {
+      for (; submitted < requests.size() && submitted - finished_ < at_once_; ++submitted) {
+        const absl::Status status = engine_->Submit(submitted, requests[submitted]);
+        CHECK(status.ok()) << status.ToString();
+      }
+      const auto stepped = engine_->Step();
+      CHECK(stepped.ok()) << stepped.status().ToString();
+    }
+    return std::move(outputs_);
+  }
+
+ private:
+  void Take(const EngineOutput& output) {
+    for (const auto& d : output.deltas) {
+      const GenerationRequest& request = (*requests_)[d.request];
+      Output& o = outputs_[{request.sampling.seed, d.delta.sample}];
+      size_t index = o.tokens.size();
+      if (!request.resumed.empty()) index += request.resumed[d.delta.sample].emitted.size();
+      CHECK_EQ(static_cast<size_t>(d.delta.first_index), index);
+      o.tokens.insert(o.tokens.end(), d.delta.tokens.begin(), d.delta.tokens.end());
+      o.logprobs.insert(o.logprobs.end(), d.delta.logprobs.begin(), d.delta.logprobs.end());
+    }
+    for (const auto& f : output.finished) {
+      CHECK(f.status.ok()) << f.status.ToString();
+      ++finished_;
+    }
+  }
+
+  const size_t at_once_;
+  const std::vector<GenerationRequest>* requests_ = nullptr;
+  Outputs outputs_;
+  size_t finished_ = 0;
+  std::unique_ptr<Engine> engine_;
+};
+
 Outputs RunAll(const std::vector<GenerationRequest>& requests, const Arrangement& setup,
                std::unique_ptr<Speculator> speculator, Counts* counts) {
-  auto runner = CpuRunner::Create(Model(), setup.runner);
-  CHECK(runner.ok()) << runner.status().ToString();
-  Outputs outputs;
-  size_t finished = 0;
-  Engine engine(setup.engine, *std::move(runner), std::move(speculator), SteadyClock::Get(), counts,
-                [&](EngineOutput output) {
-                  for (const auto& d : output.deltas) {
-                    Output& o = outputs[{requests[d.request].sampling.seed, d.delta.sample}];
-                    CHECK_EQ(static_cast<int32_t>(o.tokens.size()), d.delta.first_index);
-                    o.tokens.insert(o.tokens.end(), d.delta.tokens.begin(), d.delta.tokens.end());
-                    o.logprobs.insert(o.logprobs.end(), d.delta.logprobs.begin(),
-                                      d.delta.logprobs.end());
-                  }
-                  for (const auto& f : output.finished) {
-                    CHECK(f.status.ok()) << f.status.ToString();
-                    ++finished;
-                  }
-                });
-  size_t submitted = 0;
-  while (finished < requests.size()) {
-    while (submitted < requests.size() &&
-           submitted - finished < static_cast<size_t>(setup.at_once)) {
-      const absl::Status status = engine.Submit(submitted, requests[submitted]);
-      CHECK(status.ok()) << status.ToString();
-      ++submitted;
-    }
-    const auto stepped = engine.Step();
-    CHECK(stepped.ok()) << stepped.status().ToString();
-  }
-  return outputs;
+  return Server(setup, std::move(speculator), counts).Run(requests);
+}
+
+// Each request alone, plain and unchunked.
+Outputs Alone(const std::vector<GenerationRequest>& requests) {
+  Arrangement plain;
+  plain.engine.prefix_cache = false;
+  plain.engine.prefill_chunk = 512;
+  plain.runner = {.threads = 1, .num_blocks = 512};
+  plain.at_once = 1;
+  return RunAll(requests, plain, nullptr, nullptr);
 }
 
 std::vector<Arrangement> Arrangements() {
@@ -203,12 +253,7 @@ TEST(CpuEngineTest, TokensAreThoseOfTheRequestAlone) {
     const uint64_t seed = first + static_cast<uint64_t>(round);
     std::printf("PACELINE_TEST_SEED=%llu\n", static_cast<unsigned long long>(seed));
     const auto requests = Requests(32, seed);
-    Arrangement plain;
-    plain.engine.prefix_cache = false;
-    plain.engine.prefill_chunk = 512;
-    plain.runner = {.threads = 1, .num_blocks = 512};
-    plain.at_once = 1;
-    const Outputs truth = RunAll(requests, plain, nullptr, nullptr);
+    const Outputs truth = Alone(requests);
     for (const Arrangement& setup : Arrangements()) {
       SCOPED_TRACE(setup.name);
       Counts counts;
@@ -225,6 +270,108 @@ TEST(CpuEngineTest, TokensAreThoseOfTheRequestAlone) {
   }
   std::printf("preemptions: %lld\n", static_cast<long long>(preempted));
   EXPECT_GT(preempted, 0);
+}
+
+constexpr uint64_t kSeed = 77;
+
+Arrangement Batched() {
+  Arrangement setup;
+  setup.engine.prefix_cache = false;
+  setup.runner = {.threads = 2, .num_blocks = 512, .max_slots = 40};
+  return setup;
+}
+
+bool Thin() { return std::getenv("PACELINE_SANITIZED") != nullptr; }
+
+TEST(CpuEngineTest, EveryDraftLengthAndDrafter) {
+  const auto requests = Requests(Thin() ? 8 : 32, kSeed);
+  const Outputs truth = Alone(requests);
+  for (int32_t drafts = 0; drafts <= 8; ++drafts) {
+    if (Thin() && drafts % 3 != 0) continue;
+    for (Drafter drafter : {Drafter::kGood, Drafter::kRandom, Drafter::kDead}) {
+      for (bool ahead : {false, true}) {
+        SCOPED_TRACE(testing::Message() << drafts << " drafts, drafter "
+                                        << static_cast<int>(drafter) << (ahead ? ", ahead" : ""));
+        Arrangement setup = Batched();
+        setup.engine.max_drafts = drafts;
+        setup.engine.launch_ahead = ahead;
+        Counts counts;
+        auto oracle = std::make_unique<OracleSpeculator>(truth, kSeed, &counts, drafter);
+        ASSERT_EQ(RunAll(requests, setup, std::move(oracle), &counts), truth);
+        EXPECT_EQ(counts.drafted > 0, drafts > 0 && drafter != Drafter::kDead);
+        if (drafter == Drafter::kGood && !ahead) {
+          EXPECT_EQ(counts.accepted, counts.drafted);
+        }
+      }
+    }
+  }
+}
+
+TEST(CpuEngineTest, EveryBatchAndChunkSize) {
+  const auto requests = Requests(Thin() ? 8 : 32, kSeed + 1);
+  const Outputs truth = Alone(requests);
+  for (int32_t at_once : {1, 2, 3, 8, 16, 32}) {
+    for (int32_t chunk : {1, 5, 64}) {
+      if (Thin() && (at_once > 8 || chunk == 5)) continue;
+      SCOPED_TRACE(testing::Message() << at_once << " at once, chunks of " << chunk);
+      Arrangement setup = Batched();
+      setup.at_once = at_once;
+      setup.engine.prefill_chunk = chunk;
+      setup.engine.launch_ahead = at_once % 2 == 0;
+      ASSERT_EQ(RunAll(requests, setup, nullptr, nullptr), truth);
+    }
+  }
+}
+
+TEST(CpuEngineTest, AWarmCacheChangesNothing) {
+  const auto requests = Requests(Thin() ? 8 : 32, kSeed + 2);
+  const Outputs truth = Alone(requests);
+  for (bool ahead : {false, true}) {
+    Arrangement setup = Batched();
+    setup.engine.prefix_cache = true;
+    setup.engine.launch_ahead = ahead;
+    Counts counts;
+    Server server(setup, nullptr, &counts);
+    ASSERT_EQ(server.Run(requests), truth);
+    const int64_t cold = counts.cached;
+    ASSERT_EQ(server.Run(requests), truth);
+    EXPECT_GT(counts.cached - cold, cold);
+  }
+}
+
+// As a failover does it: prompt and what had been emitted come to another engine.
+TEST(CpuEngineTest, ResumedRequestsContinueExactly) {
+  auto requests = Requests(Thin() ? 8 : 32, kSeed + 3);
+  const Outputs truth = Alone(requests);
+  std::mt19937_64 rng(kSeed);
+  Outputs rest;
+  for (GenerationRequest& r : requests) {
+    for (int32_t sample = 0; sample < r.num_samples; ++sample) {
+      const Output& whole = truth.at({r.sampling.seed, sample});
+      const auto emitted = static_cast<int64_t>(rng() % (whole.tokens.size() + 1));
+      SampleProgress& progress = r.resumed.emplace_back();
+      progress.emitted.assign(whole.tokens.begin(), whole.tokens.begin() + emitted);
+      Output& o = rest[{r.sampling.seed, sample}];
+      o.tokens.assign(whole.tokens.begin() + emitted, whole.tokens.end());
+      if (whole.logprobs.empty()) continue;
+      o.logprobs.assign(whole.logprobs.begin() + emitted, whole.logprobs.end());
+    }
+  }
+  int64_t preempted = 0;
+  for (bool drafts : {false, true}) {
+    for (int32_t blocks : {10, 512}) {
+      Arrangement setup = Batched();
+      setup.at_once = 6;  // later ones of greater priority take the blocks of earlier ones
+      setup.runner.num_blocks = blocks;
+      setup.engine.launch_ahead = drafts;
+      Counts counts;
+      std::unique_ptr<Speculator> oracle;
+      if (drafts) oracle = std::make_unique<OracleSpeculator>(truth, kSeed, &counts);
+      ASSERT_EQ(RunAll(requests, setup, std::move(oracle), &counts), rest);
+      preempted += counts.preempted;
+    }
+  }
+  EXPECT_TRUE(preempted > 0 || Thin());
 }
 
 }  // namespace

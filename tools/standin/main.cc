@@ -6,8 +6,9 @@
 #include <vector>
 
 #include "common/status_macros.h"
+#include "common/text/bpe_trainer.h"
+#include "common/text/tokenizer.h"
 #include "tools/standin/bigram.h"
-#include "tools/standin/byte_pairs.h"
 #include "tools/standin/corpus.h"
 #include "tools/standin/standin_model.h"
 
@@ -31,11 +32,14 @@ absl::Status WriteModel(const std::string& dir, const ModelConfig& config,
 }
 
 absl::Status MakePair(const std::string& out, const std::vector<std::string>& files) {
-  const BytePairs pairs = TrainBytePairs(ReadCorpus(files), kVocabSize);
-  const std::string tokenizer = TokenizerJson(pairs);
-  const int32_t vocab = pairs.vocab_size();
-  const TokenId eos = BytePairs::kEndOfText;
-  const BigramModel bigrams = FitBigrams(pairs.text, vocab, kStandinRank, eos, kEndShare);
+  const std::string corpus = ReadCorpus(files);
+  ASSIGN_OR_RETURN(const BpeTrainer trained, BpeTrainer::Train(corpus, kVocabSize));
+  const std::string tokenizer = trained.ToJson();
+  ASSIGN_OR_RETURN(const auto encoder, Tokenizer::FromJson(tokenizer));
+  ASSIGN_OR_RETURN(const std::vector<TokenId> tokens, encoder->Encode(corpus));
+  const int32_t vocab = trained.vocab_size();
+  const TokenId eos = BpeTrainer::kEndOfText;
+  const BigramModel bigrams = FitBigrams(tokens, vocab, kStandinRank, eos, kEndShare);
   RETURN_IF_ERROR(
       WriteModel(out + "/target", StandinConfig(vocab, kTargetLayers, eos), bigrams, tokenizer));
   return WriteModel(out + "/draft", StandinConfig(vocab, kStandinDraftLayers, eos), bigrams,

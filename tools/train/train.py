@@ -141,6 +141,7 @@ def build_tokenizer(args, corpus, texts, vocab, path):
 def main():
     args = parse()
     torch = prepare(args)
+    import card
     import corpus
     import export
     import measure
@@ -152,7 +153,7 @@ def main():
         args.target_steps, args.draft_steps, args.batch = 20, 20, 4
     else:
         target_shape = Shape(10, 384, 8, 4, 64, 768, 4096, 1024, exits=(2, 4, 5, 7))
-        draft_shape = Shape(2, 256, 4, 2, 64, 512, 4096, 1024)
+        draft_shape = Shape(2, 256, 4, 2, 64, 384, 4096, 1024)
 
     novels, stories = corpus.read_documents(args.data)
     if args.short:
@@ -172,6 +173,7 @@ def main():
 
     draft = Llama(draft_shape).to(args.device)
     measured["parameters"]["draft"] = sum(p.numel() for p in draft.parameters())
+    measured["shapes"] = {"target": vars(target_shape), "draft": vars(draft_shape)}
     target.eval()
     measured["draft_training"] = run_training(draft, lambda t: draft_loss(draft, target, t), stream, args.draft_steps, 4e-3, args)
 
@@ -199,7 +201,9 @@ def main():
     for name, model in (("target", target), ("draft", draft)):
         export.write_model(out / name, model, out / "tokenizer.json")
     (out / "tokenizer.json").unlink()
+    measured["prompts"] = PROMPTS[:len(measured["samples"])]
     (out / "measured.json").write_text(json.dumps(measured, indent=2) + "\n")
+    (out / "README.md").write_text(card.write(measured))
     print(json.dumps(measured, indent=2))
 
 

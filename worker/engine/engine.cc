@@ -76,7 +76,7 @@ class Engine::Impl {
  private:
   void TakeCommands();
   absl::Status ReadOne();
-  void Publish();
+  bool Publish();
   void PublishSnapshot(bool refresh_lists);
 
   const EngineOptions options_;
@@ -93,6 +93,7 @@ class Engine::Impl {
   absl::Status fault_;
   EngineSnapshot building_;
   TimePoint last_read_{};
+  double step_tokens_ = 0;  // moving average of output tokens per step
   TimePoint last_refresh_{};
   uint64_t last_evictions_ = 0;
   bool lists_changed_ = true;
@@ -117,12 +118,14 @@ void Engine::Impl::TakeCommands() {
   }
 }
 
-void Engine::Impl::Publish() {
+// Whether there was anything to tell.
+bool Engine::Impl::Publish() {
   inbox_.SetQueued(scheduler_.num_queued());
   EngineOutput output = scheduler_.TakeOutput();
-  if (output.deltas.empty() && output.finished.empty()) return;
+  if (output.deltas.empty() && output.finished.empty()) return false;
   inbox_.Forget(output.finished);
   sink_(std::move(output));
+  return true;
 }
 
 // Reads and commits the oldest plan in flight.
@@ -138,7 +141,8 @@ absl::Status Engine::Impl::ReadOne() {
   const double tokens = static_cast<double>(scheduler_.output_tokens() - tokens_before);
   const double weight = building_.steps == 0 ? 1 : kAverageWeight;
   building_.step_seconds += weight * (took - building_.step_seconds);
-  building_.tokens_per_second += weight * (tokens / took - building_.tokens_per_second);
+  step_tokens_ += weight * (tokens - step_tokens_);
+  building_.tokens_per_second = step_tokens_ / building_.step_seconds;
   ++building_.steps;
   PublishSnapshot(/*refresh_lists=*/alone && scheduler_.idle());
   Publish();
@@ -159,13 +163,13 @@ absl::StatusOr<bool> Engine::Impl::Step() {
     RETURN_IF_ERROR(fault_);
     scheduler_.Launched(now);
   }
-  Publish();
+  const bool dropped = Publish();
   const int32_t in_flight = scheduler_.num_in_flight();
   const int32_t kept = options_.launch_ahead && launches ? 1 : 0;
   if (in_flight > kept) {
     fault_ = ReadOne();
     RETURN_IF_ERROR(fault_);
-  } else if (commands || lists_changed_) {
+  } else if (commands || dropped || lists_changed_) {
     PublishSnapshot(/*refresh_lists=*/scheduler_.idle());
   }
   polls_ = in_flight == 0 && scheduler_.waits_for_drafts();

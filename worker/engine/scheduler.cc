@@ -73,7 +73,7 @@ void Scheduler::Submit(RequestHandle handle, GenerationRequest request, TimePoin
 }
 
 void Scheduler::Cancel(RequestHandle handle, absl::StatusCode code) {
-  cancels_.emplace_back(handle, code);
+  if (requests_.contains(handle)) cancels_.emplace_back(handle, code);
 }
 
 void Scheduler::DropSession(const std::string& session_id) {
@@ -96,14 +96,13 @@ const StepPlan& Scheduler::Schedule(TimePoint now) {
 }
 
 void Scheduler::DropCancelled(TimePoint now) {
-  for (const auto& [handle, code] : cancels_) {
+  for (const auto& [handle, code] : std::exchange(cancels_, {})) {
     const auto it = requests_.find(handle);
     if (it == requests_.end()) continue;
     const char* why = code == absl::StatusCode::kDeadlineExceeded ? "deadline exceeded"
                                                                   : "cancelled by the caller";
     DropRequest(it->second.get(), absl::Status(code, why), now);
   }
-  cancels_.clear();
 }
 
 void Scheduler::DropExpired(TimePoint now) {
@@ -133,7 +132,7 @@ void Scheduler::BeginPlan(TimePoint now) {
   plan_.sample_rows.clear();
   plan_.block_tables.clear();
   plan_flight_.parts.clear();
-  for (Sequence* s : running_) s->chosen = s->ready = s->yields = false;
+  for (Sequence* s : running_) s->chosen = s->ready = s->stuck = s->yields = false;
   short_of_blocks_ = false;
   blocks_.ExpireTags(now);
 }
@@ -301,8 +300,8 @@ void Scheduler::PreemptForPriority(TimePoint now) {
 
 // --- Decodes ---
 
-// Those that get a row of this step: all, or where the budget is short those that waited longest
-// of each priority.
+// Those that may get a row of this step, in the order of their claims where the budget is short:
+// of each priority first those that waited longest.
 void Scheduler::ChooseDecodes() {
   decodes_.clear();
   const Sequence* first_waiting = FirstWaiting();
@@ -320,29 +319,48 @@ void Scheduler::ChooseDecodes() {
     }
   }
   prefill_reserve_ = prompts ? options_.max_batch_rows / kPrefillShare : 0;
-  const size_t limit = std::max(1, options_.max_batch_rows - prefill_reserve_);
-  if (decodes_.size() > limit) {
+  decode_limit_ = std::max(1, options_.max_batch_rows - prefill_reserve_);
+  if (static_cast<int32_t>(decodes_.size()) > decode_limit_) {
     std::ranges::stable_sort(decodes_, [](const Sequence* a, const Sequence* b) {
       return std::pair(-int64_t{a->priority}, a->last_step) <
              std::pair(-int64_t{b->priority}, b->last_step);
     });
-    decodes_.resize(limit);
   }
-  for (Sequence* s : decodes_) s->chosen = true;
 }
 
-// One row's KV for everyone who gets rows, in rank order.
+// One row's KV for everyone who gets rows. Who finds no room hands his row on: if all that were
+// left waited for blocks of those without a row, nothing would ever run.
 void Scheduler::MakeRoom() {
-  int32_t prefill_rows = options_.max_batch_rows - static_cast<int32_t>(decodes_.size());
+  int32_t ready = 0;
+  int32_t chosen = 0;
+  auto next = decodes_.begin();
+  do {
+    for (chosen = 0; next != decodes_.end() && ready + chosen < decode_limit_; ++next) {
+      if (!(*next)->running()) continue;  // preempted meanwhile
+      (*next)->chosen = true;
+      ++chosen;
+    }
+    if (!MakeRoomInOrder(options_.max_batch_rows - ready - chosen)) return;
+    ready = 0;
+    for (const Sequence* s : running_) ready += s->chosen && s->ready;
+  } while (chosen > 0);
+}
+
+// In rank order; not twice for the same. True if anybody found no room.
+bool Scheduler::MakeRoomInOrder(int32_t prefill_rows) {
+  bool stuck = false;
   for (size_t i = 0; i < running_.size(); ++i) {
     Sequence* s = running_[i];
-    if (s->yields) continue;
+    if (s->yields || s->ready || s->stuck) continue;
     if (!s->chosen) {
       if (s->prefill_left() == 0 || prefill_rows <= 0) continue;
       prefill_rows -= std::min(s->prefill_left(), options_.prefill_chunk);
     }
     s->ready = FindRoom(i);
+    s->stuck = !s->ready;
+    stuck |= s->stuck;
   }
+  return stuck;
 }
 
 // Draft rows that the limits, the row budget and the pool allow behind its newest token.

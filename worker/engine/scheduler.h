@@ -97,6 +97,7 @@ class Scheduler {
   void ChooseDecodes();
   void PreemptForPriority(TimePoint now);
   void MakeRoom();
+  bool MakeRoomInOrder(int32_t prefill_rows);
   void PlanDecodes();
   void PlanPrefills(TimePoint now);
 
@@ -145,6 +146,9 @@ class Scheduler {
   void ClearGraves();
   void ReportStep(const Flight& flight, TimePoint now);
 
+  void CheckRunning() const;
+  void CheckRequests() const;
+
   const EngineOptions options_;
   const RunnerInfo info_;
   Speculator* const speculator_;
@@ -173,6 +177,7 @@ class Scheduler {
   std::vector<Sequence*> decodes_;
   std::vector<Sequence*> prefills_;
   int32_t prefill_reserve_ = 0;  // rows kept from decodes
+  int32_t decode_limit_ = 1;     // decodes that may have a row
   bool short_of_blocks_ = false;
   bool waits_for_drafts_ = false;
   // The admission that failed last, and the room it found: not tried again until there is more.

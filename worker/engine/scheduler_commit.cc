@@ -90,8 +90,9 @@ void Scheduler::CommitPart(const Part& part, const SlotResult& result, TimePoint
   if (s->finish != FinishReason::kNone) FinishSequence(s, now);
 }
 
-// Committed entries, and those that plans in flight surely write. Near the sequence's end they may
-// count rows that an end in flight will cancel: the table bounds them.
+// Committed entries, and those of committed tokens that plans in flight write: no drafts, which are
+// waste until they are accepted. Near the sequence's end they may count rows that an end in flight
+// will cancel: the table bounds them.
 void Scheduler::SetLive(Sequence* s) {
   const int32_t capacity = static_cast<int32_t>(s->table.blocks.size()) * info_.block_size;
   blocks_.SetLive(&s->table, std::min(capacity, s->kv_len + s->pending_written));
@@ -187,6 +188,8 @@ void Scheduler::EndRequest(RequestState* request, absl::Status status, TimePoint
   probe_->RequestDone(request->usage, status.ok());
   output_.finished.push_back(
       {.request = request->handle, .status = std::move(status), .usage = request->usage});
+  // The handle may be used again: a cancel is not for its next bearer.
+  std::erase_if(cancels_, [&](const auto& cancel) { return cancel.first == request->handle; });
   const auto it = requests_.find(request->handle);
   graves_.push_back({.step = next_step_ - 1, .request = std::move(it->second)});
   requests_.erase(it);
@@ -220,38 +223,6 @@ void Scheduler::FillSnapshot(EngineSnapshot* snapshot) const {
   snapshot->fragmentation =
       slots == 0 ? 0 : 1 - static_cast<double>(snapshot->live_slots) / static_cast<double>(slots);
   snapshot->kv_counters = blocks_.counters();
-}
-
-void Scheduler::CheckInvariants() const {
-  blocks_.CheckInvariants();
-  std::vector<int32_t> references(info_.num_blocks, 0);
-  std::vector<bool> used(info_.max_slots, false);
-  for (const Sequence* s : running_) {
-    CHECK(s->running());
-    CHECK(s->slot >= 0 && !used[s->slot]) << "slot " << s->slot << " twice";
-    used[s->slot] = true;
-    for (BlockId b : s->table.blocks) ++references[b];
-    CHECK_EQ(s->pending_steps > 0, s->last_step > done_step_) << "slot " << s->slot;
-    if (!s->in_flight()) {
-      CHECK_EQ(s->pending_rows, 0);
-      if (s->state == SequenceState::kDecode) CHECK_EQ(s->kv_len, s->len() - 1);
-    }
-  }
-  for (SlotId slot : free_slots_) {
-    CHECK(!used[slot]) << "free slot " << slot << " is used";
-    used[slot] = true;
-  }
-  CHECK(std::ranges::all_of(used, [](bool u) { return u; })) << "a slot is lost";
-  for (const Grave& grave : graves_) {
-    for (BlockId b : grave.table.blocks) ++references[b];
-  }
-  for (BlockId b = 0; b < info_.num_blocks; ++b) {
-    CHECK_EQ(blocks_.ReferenceCount(b), references[b]) << "block " << b;
-  }
-  for (const Sequence* s : waiting_) {
-    CHECK(s->state == SequenceState::kWaiting && s->table.blocks.empty() && s->slot == kNone);
-  }
-  CHECK(std::ranges::is_sorted(running_, RanksBefore()));
 }
 
 }  // namespace paceline

@@ -16,6 +16,8 @@ SpecSequence SpecOf(const Sequence& s) {
                       .max_len = s.max_len,
                       .sample = s.sample,
                       .mode = request.request.decoding,
+                      .strategy = request.request.draft_strategy,
+                      .draft_len = request.request.draft_len,
                       .sampling = request.sampling.get(),
                       .priority = s.priority,
                       .cache_salt = request.request.cache_salt};
@@ -86,7 +88,7 @@ void Scheduler::TakeSlot(Sequence* s) {
   s->slot = free_slots_.back();
   free_slots_.pop_back();
   s->state = SequenceState::kPrefill;
-  s->chosen = s->ready = s->yields = false;
+  s->chosen = s->ready = s->stuck = s->yields = false;
   running_.insert(std::ranges::upper_bound(running_, s, RanksBefore()), s);
   ++s->request->running;
   plan_.binds.push_back({.slot = s->slot,
@@ -148,7 +150,7 @@ void Scheduler::AddDecodeSpan(Sequence* s, SpecProposal proposal) {
   }
   AddPart(s, {.span = index,
               .rows = num_rows,
-              .written = ahead ? 1 : num_rows,
+              .written = 1,
               .drafts = drafts,
               .samples = true,
               .from_slot = ahead,
@@ -211,10 +213,7 @@ void Scheduler::AddPart(Sequence* s, const Part& part) {
   s->pending_drafts = part.drafts;
   s->pending_sample = part.samples;
   s->last_step = plan_.step;
-  // Slots that the step in flight writes count as live.
-  if (options_.launch_ahead && !part.follows) {
-    SetLive(s);
-  }
+  if (!part.follows) SetLive(s);
 }
 
 void Scheduler::Launched(TimePoint now) {

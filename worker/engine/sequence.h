@@ -43,7 +43,6 @@ struct Sequence {
   int32_t max_len = 0;  // prompt + max_tokens
 
   SlotId slot = kNone;
-  bool bind_due = false;  // the slot's next plan carries its bind
   BlockTable table;
   int32_t kv_len = 0;
   int32_t prefill_target = 0;
@@ -52,7 +51,7 @@ struct Sequence {
   int32_t pending_steps = 0;
   int32_t pending_rows = 0;
   int32_t pending_drafts = 0;   // of the newest launched plan
-  int32_t pending_written = 0;  // rows surely written: all but those that need a matching branch
+  int32_t pending_written = 0;  // rows that are no drafts
   bool pending_sample = false;  // the newest launched plan samples for it
   bool pending_fork = false;    // its first token, in flight, shares a row with other samples
   uint64_t last_step = 0;       // newest plan that names it
@@ -60,6 +59,7 @@ struct Sequence {
   // Of the Schedule in progress.
   bool chosen = false;  // its decode row fits the row budget
   bool ready = false;   // KV for its next row is reserved
+  bool stuck = false;   // there is no KV for it
   bool yields = false;  // sits this plan out, so that its blocks can be taken in the next
 
   DraftSessionId draft_id;

@@ -8,34 +8,13 @@
 #include "kernels/cpu/elementwise.h"
 #include "kernels/cpu/linear.h"
 #include "kernels/cpu/norm.h"
+#include "worker/model/rope_config.h"
 
 namespace paceline {
 namespace {
 
 using kernels::CpuResult;
 using kernels::LinearOutput;
-
-kernels::RopeConfig RopeOf(const ModelConfig& c) {
-  kernels::RopeConfig rope;
-  rope.rotary_dim = c.head_dim;
-  rope.theta = c.rope.theta;
-  switch (c.rope.scaling) {
-    case RopeScalingKind::kNone:
-      rope.scaling = kernels::RopeScaling::kNone;
-      break;
-    case RopeScalingKind::kLinear:
-      rope.scaling = kernels::RopeScaling::kLinear;
-      break;
-    case RopeScalingKind::kLlama3:
-      rope.scaling = kernels::RopeScaling::kLlama3;
-      break;
-  }
-  rope.factor = c.rope.factor;
-  rope.low_freq_factor = c.rope.low_freq_factor;
-  rope.high_freq_factor = c.rope.high_freq_factor;
-  rope.original_max_position = c.rope.original_max_position;
-  return rope;
-}
 
 // Kernels check shapes only: anything but kOk is a mistake in this file.
 void Must(CpuResult result) { CHECK(result == CpuResult::kOk) << static_cast<int>(result); }
@@ -55,7 +34,7 @@ CpuDecoder::CpuDecoder(const CpuModel& model, KvPoolCpu& kv, kernels::ThreadPool
       config_(model.config),
       kv_(kv),
       pool_(pool),
-      rope_(RopeOf(model.config), max_position),
+      rope_(RopeConfigOf(model.config), max_position),
       saved_(static_cast<size_t>(num_hidden_slots)) {}
 
 int32_t CpuDecoder::saved_rows(int32_t slot) const {

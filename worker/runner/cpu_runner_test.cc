@@ -448,6 +448,17 @@ TEST(CpuRunnerTest, CandidatesAndLogprobs) {
   EXPECT_EQ(s.last.candidates.size(), 3u);
 }
 
+TEST(CpuRunnerTest, SyntheticTokensReplaceWhatWasSampled) {
+  const SyntheticTokens truth(kVocab, Model()->config.eos_token_ids, SyntheticTokens::kTruth);
+  Rig rig({.synthetic_acceptance = SyntheticTokens::kTruth});
+  Sequence& s = rig.driver->Start(Prompt(9, 5), Sampling(1, 20));
+  rig.driver->Finish(s);
+  for (uint32_t i = 0; i < 20; ++i) {
+    EXPECT_EQ(s.output()[i], truth.Truth({.seed = 99, .sample = 0, .position = 9 + i}));
+  }
+  EXPECT_TRUE(rig.runner->info().numerics_fingerprint.ends_with("-synthetic"));
+}
+
 TEST(CpuRunnerTest, AnEarlyExitHead) {
   Rig rig({.max_hidden_slots = 1});
   Sequence& s = rig.driver->Start(Prompt(20, 3), Sampling(0, 10));
@@ -575,7 +586,8 @@ TEST(CpuRunnerTest, OptionsAreChecked) {
                                                                    {.block_size = 8},
                                                                    {.max_slots = 0},
                                                                    {.max_context = 2000},
-                                                                   {.max_hidden_slots = -2}}) {
+                                                                   {.max_hidden_slots = -2},
+                                                                   {.synthetic_acceptance = -1}}) {
     const absl::Status status = create(bad);
     EXPECT_EQ(status.code(), absl::StatusCode::kInvalidArgument) << status;
   }

@@ -8,9 +8,9 @@
 
 #include <prometheus/collectable.h>
 
+#include "common/rpc/metric_set.h"
 #include "worker/draft/draft_engine.h"
 #include "worker/service/draft_probe.h"
-#include "worker/service/metric_set.h"
 #include "worker/service/process_metrics.h"
 
 namespace paceline {

@@ -12,10 +12,10 @@
 #include "common/rpc/channel.h"
 #include "common/rpc/draft_proto.h"
 #include "common/rpc/error.h"
+#include "common/rpc/rpc_server.h"
 #include "tests/sim/hash_runner.h"
 #include "worker/service/draft_metrics.h"
 #include "worker/service/draft_pairing.h"
-#include "worker/service/worker_server.h"
 
 namespace paceline {
 namespace {
@@ -39,8 +39,7 @@ bool Eventually(Done done) {
 class Drafter {
  public:
   explicit Drafter(bool load = true) : state_("draft", "hash") {
-    auto server =
-        WorkerServer::Start("127.0.0.1:0", {{"paceline.draft.v1.DraftService", &service_}});
+    auto server = RpcServer::Start("127.0.0.1:0", {{"paceline.draft.v1.DraftService", &service_}});
     CHECK(server.ok()) << server.status().ToString();
     server_ = *std::move(server);
     if (!load) return;
@@ -66,7 +65,7 @@ class Drafter {
   WorkerState state_;
   DraftMetrics metrics_{"hash"};
   DraftServiceImpl service_{&state_, &metrics_};
-  std::unique_ptr<WorkerServer> server_;
+  std::unique_ptr<RpcServer> server_;
   std::unique_ptr<DraftEngine> engine_;
   std::thread loop_;
 };

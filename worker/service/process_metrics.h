@@ -4,8 +4,8 @@
 #include <string>
 
 #include "common/clock.h"
+#include "common/rpc/metric_set.h"
 #include "worker/runner/runner.h"
-#include "worker/service/metric_set.h"
 
 namespace paceline {
 

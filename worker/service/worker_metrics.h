@@ -11,9 +11,9 @@
 
 #include <prometheus/collectable.h>
 
+#include "common/rpc/metric_set.h"
 #include "worker/engine/engine.h"
 #include "worker/engine/engine_probe.h"
-#include "worker/service/metric_set.h"
 #include "worker/service/process_metrics.h"
 #include "worker/spec/spec_counters.h"
 

@@ -14,8 +14,8 @@
 #include "common/rpc/channel.h"
 #include "common/rpc/error.h"
 #include "common/rpc/generation_proto.h"
+#include "common/rpc/rpc_server.h"
 #include "tests/sim/hash_runner.h"
-#include "worker/service/worker_server.h"
 
 namespace paceline {
 namespace {
@@ -42,7 +42,7 @@ class Worker {
  public:
   explicit Worker(bool load = true) : state_("target", "hash") {
     auto server =
-        WorkerServer::Start("127.0.0.1:0", {{"paceline.worker.v1.WorkerService", &service_}});
+        RpcServer::Start("127.0.0.1:0", {{"paceline.worker.v1.WorkerService", &service_}});
     CHECK(server.ok()) << server.status().ToString();
     server_ = *std::move(server);
     if (load) Load();
@@ -92,7 +92,7 @@ class Worker {
                                ++drains_;
                                engine_->StartDrain();
                              }};
-  std::unique_ptr<WorkerServer> server_;
+  std::unique_ptr<RpcServer> server_;
   std::unique_ptr<Engine> engine_;
   std::thread loop_;
 };
@@ -503,8 +503,8 @@ TEST(WorkerServiceTest, StopEndsStreamsBehindTheirLastFrames) {
 TEST(WorkerServerTest, ATakenPortIsAnErrorByName) {
   Worker worker;
   WorkerServiceImpl other(&worker.state_, &worker.feed_, [] {});
-  const auto server = WorkerServer::Start(worker.server_->address(),
-                                          {{"paceline.worker.v1.WorkerService", &other}});
+  const auto server =
+      RpcServer::Start(worker.server_->address(), {{"paceline.worker.v1.WorkerService", &other}});
   ASSERT_FALSE(server.ok());
   EXPECT_THAT(std::string(server.status().message()), HasSubstr("--listen"));
 }

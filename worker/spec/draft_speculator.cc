@@ -147,6 +147,9 @@ void DraftSpeculator::Impl::Begin(const SpecSequence& sequence) {
   auto owned = std::make_unique<DraftedSequence>(sequence.id);
   DraftedSequence* s = owned.get();
   s->mode = sequence.mode;
+  s->strategy =
+      sequence.strategy == DraftStrategy::kDefault ? options_.strategy : sequence.strategy;
+  s->draft_len = sequence.draft_len > 0 ? sequence.draft_len : options_.draft_len;
   s->request = controller_.NewRequest(sequence.sampling->temperature);
   by_session_.emplace(sequence.id.session, std::move(owned));
   sequences_.push_back(s);
@@ -170,7 +173,7 @@ int32_t DraftSpeculator::Impl::Wanted(const DraftedSequence& s) const {
       return s.request.planned;
     case DecodingMode::kDraft:
     case DecodingMode::kNgram:
-      return options_.draft_len;
+      return s.draft_len;
     case DecodingMode::kPlain:
       break;
   }
@@ -331,11 +334,11 @@ FallbackReason DraftSpeculator::Impl::WhyNone(DraftedSequence& s) const {
              : FallbackReason::kLate;
 }
 
-// Mode kSync sits steps out while the drafter works on this very base.
+// Strategy kSync sits steps out while the drafter works on this very base.
 bool DraftSpeculator::Impl::WantsToWait(const SpecSequence& sequence) {
-  if (options_.remote != RemoteMode::kSync) return false;
   DraftedSequence* s = Find(sequence.id);
-  if (s == nullptr || !Remote(*s) || Wanted(*s) == 0) return false;
+  if (s == nullptr || s->strategy != DraftStrategy::kSync || !Remote(*s) || Wanted(*s) == 0)
+    return false;
   ReadMail(s, sequence);
   const int32_t len = static_cast<int32_t>(sequence.tokens.size());
   if (DrafterOf(*s) == nullptr || !s->remote.Asked(len) || !s->remote.shelf().empty() ||
@@ -373,13 +376,13 @@ RemoteSession::Want DraftSpeculator::Impl::WantOf(const DraftedSequence& s, cons
   RemoteSession::Want want{.len = Wanted(s)};
   if (want.len == 0) return want;
   if (ahead) want.len += 1 + want.len;
-  if (options_.remote == RemoteMode::kEnumerate) {
+  if (s.strategy == DraftStrategy::kEnumerate) {
     const int32_t others = std::max(0, drafter.load.sessions - drafter.sessions);
     const int32_t share = options_.branch_rows / std::max(1, drafter.asking + others);
     want.branches = std::min(options_.max_branches, share);
     if (want.branches < kLeastBranches) want.branches = 0;
   }
-  if (want.branches == 0 && options_.remote != RemoteMode::kSync) want.len += verified + 1;
+  if (want.branches == 0 && s.strategy != DraftStrategy::kSync) want.len += verified + 1;
   want.len = std::min(want.len, kMaxWantLen);
   return want;
 }
@@ -424,7 +427,7 @@ void DraftSpeculator::Impl::Launched(const SpecSequence& sequence,
   s->reason = FallbackReason::kController;
   s->remote_wanted = false;
   // A step launched ahead is told of when its base is known. Sync drafters know of no verify.
-  if (!ahead && options_.remote != RemoteMode::kSync) Tell(s, sequence, in_flight, false);
+  if (!ahead && s->strategy != DraftStrategy::kSync) Tell(s, sequence, in_flight, false);
 }
 
 void DraftSpeculator::Impl::CountLaunch(const DraftedSequence& s) {
@@ -487,7 +490,7 @@ void DraftSpeculator::Impl::Committed(const SpecSequence& sequence, const SpecOu
     if (branch != next.branches.end()) next.drafts = std::move(branch->tokens);
     next.branches.clear();
     Tell(s, sequence, next.drafts, true);
-  } else if (options_.remote == RemoteMode::kSync) {
+  } else if (s->strategy == DraftStrategy::kSync) {
     Tell(s, sequence, {}, false);
   }
 }

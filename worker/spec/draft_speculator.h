@@ -20,22 +20,16 @@
 
 namespace paceline {
 
-enum class RemoteMode : uint8_t {
-  kChain = 0,  // drafters run ahead; what agrees is used
-  kEnumerate,  // drafters draft for the outcomes of the step in flight
-  kSync,       // as kChain, but WantsToWait asks for steps to be sat out; for comparison only
-};
-
 struct DraftSpeculatorOptions {
-  int32_t vocab_size = 0;  // of the target: proposed ids are below it
-  RemoteMode remote = RemoteMode::kEnumerate;
+  int32_t vocab_size = 0;                              // of the target: proposed ids are below it
+  DraftStrategy strategy = DraftStrategy::kEnumerate;  // where the request leaves it open
   int32_t draft_len = 5;      // where the controller does not decide (DecodingMode::kDraft, kNgram)
   int32_t max_branches = 24;  // outcomes asked for per sequence, shared out by the drafters' load
   int32_t branch_rows = 256;  // branches asked of one drafter in all
   bool ngram = true;          // miss cover, and DecodingMode::kNgram
   bool trees = false;         // first-token alternatives as a shallow tree of at most 16 rows ...
   int32_t tree_sequences = 4;  // ... for at most so many sequences
-  int32_t max_sync_waits = 4;  // steps sat out per base in mode kSync
+  int32_t max_sync_waits = 4;  // steps sat out per base with strategy kSync
   int32_t opens_per_step =
       8;  // sessions (re)opened per step at most, so that a reconnect is no storm
   int32_t open_tokens_per_step = 16384;

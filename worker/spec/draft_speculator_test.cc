@@ -1,10 +1,11 @@
+// What DraftSpeculator proposes and asks for: chains, outcomes, steps ahead, trees, modes.
 #include "worker/spec/draft_speculator.h"
 
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
 #include "common/hash.h"
-#include "worker/spec/queue_link.h"
+#include "worker/spec/draft_speculator_fixture.h"
 
 namespace paceline {
 namespace {
@@ -12,125 +13,6 @@ namespace {
 using testing::ElementsAre;
 using testing::IsEmpty;
 using testing::SizeIs;
-using Tokens = std::vector<TokenId>;
-
-struct Seq {
-  DraftSessionId id;
-  Tokens tokens;
-  int32_t prompt_len = 0;
-  int32_t max_len = 1000;
-  DecodingMode mode = DecodingMode::kDraft;
-  std::string salt;
-  SamplingParams sampling;
-
-  SpecSequence Spec() const {
-    return {.id = id,
-            .tokens = tokens,
-            .prompt_len = prompt_len,
-            .max_len = max_len,
-            .mode = mode,
-            .sampling = &sampling,
-            .cache_salt = salt};
-  }
-};
-
-// The engine's calls by hand, over queues instead of streams.
-class DraftSpeculatorTest : public testing::Test {
- protected:
-  DraftSpeculatorTest() {
-    options_.vocab_size = 100;
-    options_.remote = RemoteMode::kChain;
-    options_.draft_len = 3;
-    options_.ngram = false;
-  }
-  // Called first by each test, when the options are set.
-  void Start(int links = 1) {
-    speculator_ = std::make_unique<DraftSpeculator>(options_);
-    for (int i = 0; i < links; ++i) {
-      links_.push_back(std::make_shared<QueueLink>("drafter-" + std::to_string(i)));
-      ids_.push_back(speculator_->AddLink(links_.back()));
-    }
-    speculator_->EndLaunch();
-  }
-
-  Seq New(uint64_t session, Tokens tokens = {1, 2, 3, 4}) {
-    Seq seq;
-    seq.id = {.session = session, .epoch = 1};
-    seq.prompt_len = static_cast<int32_t>(tokens.size()) - 1;
-    seq.tokens = std::move(tokens);
-    return seq;
-  }
-  void Begin(const Seq& seq) {
-    speculator_->Begin(seq.Spec());
-    EndStep();
-  }
-  SpecProposal Propose(const Seq& seq, bool ahead = false, int32_t max_drafts = 8) {
-    return speculator_->Propose(seq.Spec(), max_drafts, ahead);
-  }
-  void Launch(const Seq& seq, const Tokens& in_flight) {
-    speculator_->Launched(seq.Spec(), in_flight);
-    speculator_->EndLaunch();
-  }
-  void Commit(Seq* seq, const SpecProposal& p, const Tokens& fresh, bool end_step = true) {
-    seq->tokens.insert(seq->tokens.end(), fresh.begin(), fresh.end());
-    SpecOutcome outcome;
-    outcome.id = seq->id;
-    outcome.source = p.source;
-    outcome.drafted = static_cast<int32_t>(p.tokens.size());
-    outcome.accepted = static_cast<int32_t>(fresh.size()) - 1;
-    outcome.base_len = static_cast<int32_t>(seq->tokens.size());
-    outcome.new_tokens = std::span(seq->tokens).last(fresh.size());
-    speculator_->Committed(seq->Spec(), outcome);
-    if (end_step) EndStep();
-  }
-  void EndStep() {
-    speculator_->EndStep({.step = std::chrono::milliseconds(10), .rows = 4, .sequences = 1});
-  }
-  // One step; returns what was verified.
-  SpecProposal Step(Seq* seq, const Tokens& fresh) {
-    SpecProposal p = Propose(*seq);
-    Launch(*seq, p.tokens);
-    Commit(seq, p, fresh);
-    return p;
-  }
-  void Deliver(DraftProposal proposal, size_t link = 0) {
-    DraftFrame frame;
-    frame.proposals.push_back(std::move(proposal));
-    speculator_->mailbox().Deliver(ids_[link], links_[link]->now.incarnation, std::move(frame));
-  }
-  void Nack(DraftNackReason reason, DraftSessionId wire, size_t link = 0) {
-    DraftFrame frame;
-    frame.nacks.push_back({.id = wire, .reason = reason});
-    speculator_->mailbox().Deliver(ids_[link], links_[link]->now.incarnation, std::move(frame));
-  }
-  static DraftProposal Chain(const DraftCommit& commit, Tokens tokens) {
-    return {.id = commit.id,
-            .base_len = commit.base_len,
-            .prefix_hash = commit.prefix_hash,
-            .branches = {{.tokens = std::move(tokens)}}};
-  }
-  static DraftProposal Enumerated(const DraftCommit& commit, std::vector<DraftBranch> branches) {
-    DraftProposal proposal = Chain(commit, {});
-    proposal.kind = ProposalKind::kEnumerated;
-    proposal.branches = std::move(branches);
-    return proposal;
-  }
-  // The newest commit at a link; a failure if there is none.
-  DraftCommit LastCommit(size_t link = 0) {
-    const TargetFrame all = links_[link]->TakeAll();
-    EXPECT_FALSE(all.commits.empty());
-    return all.commits.empty() ? DraftCommit{} : all.commits.back();
-  }
-  uint64_t Fallbacks(FallbackReason reason) {
-    return speculator_->counters().fallbacks[static_cast<size_t>(reason)];
-  }
-  int32_t Sessions(size_t link) { return speculator_->SessionsByLink()[link].second; }
-
-  DraftSpeculatorOptions options_;
-  std::unique_ptr<DraftSpeculator> speculator_;
-  std::vector<std::shared_ptr<QueueLink>> links_;
-  std::vector<DraftLinkId> ids_;
-};
 
 // --- Chains ---
 
@@ -226,7 +108,7 @@ TEST_F(DraftSpeculatorTest, AMissIsCoveredByTheText) {
 // --- Enumeration ---
 
 TEST_F(DraftSpeculatorTest, TheBranchOfTheOutcomeIsTheNextDraft) {
-  options_.remote = RemoteMode::kEnumerate;
+  options_.strategy = DraftStrategy::kEnumerate;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -250,8 +132,23 @@ TEST_F(DraftSpeculatorTest, TheBranchOfTheOutcomeIsTheNextDraft) {
   EXPECT_EQ(speculator_->counters().outcome_misses, 1u);
 }
 
+TEST_F(DraftSpeculatorTest, ARequestMayChooseStrategyAndLength) {
+  options_.strategy = DraftStrategy::kChain;
+  Start();
+  Seq seq = New(1);
+  seq.strategy = DraftStrategy::kEnumerate;
+  seq.draft_len = 6;
+  Begin(seq);
+  const DraftCommit commit = LastCommit();
+  EXPECT_EQ(commit.want_len, 6);
+  EXPECT_EQ(commit.want_branches, 24);
+  Seq other = New(2);
+  Begin(other);
+  EXPECT_EQ(LastCommit().want_branches, 0);
+}
+
 TEST_F(DraftSpeculatorTest, BranchesAreSharedOut) {
-  options_.remote = RemoteMode::kEnumerate;
+  options_.strategy = DraftStrategy::kEnumerate;
   options_.branch_rows = 32;
   Start();
   std::vector<Seq> seqs;
@@ -285,7 +182,7 @@ TEST_F(DraftSpeculatorTest, BranchesAreSharedOut) {
 // --- Launch-ahead ---
 
 TEST_F(DraftSpeculatorTest, AheadABranchForEachOutcome) {
-  options_.remote = RemoteMode::kEnumerate;
+  options_.strategy = DraftStrategy::kEnumerate;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -393,7 +290,7 @@ TEST_F(DraftSpeculatorTest, FewSequencesGetTrees) {
 // --- Sync ---
 
 TEST_F(DraftSpeculatorTest, SyncWaitsForThisVeryBase) {
-  options_.remote = RemoteMode::kSync;
+  options_.strategy = DraftStrategy::kSync;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -415,7 +312,7 @@ TEST_F(DraftSpeculatorTest, SyncWaitsForThisVeryBase) {
 }
 
 TEST_F(DraftSpeculatorTest, SyncWaitsAreBounded) {
-  options_.remote = RemoteMode::kSync;
+  options_.strategy = DraftStrategy::kSync;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -431,7 +328,7 @@ TEST_F(DraftSpeculatorTest, SyncWaitsAreBounded) {
 }
 
 TEST_F(DraftSpeculatorTest, SyncWaitsForNobodyWhoIsNotThere) {
-  options_.remote = RemoteMode::kSync;
+  options_.strategy = DraftStrategy::kSync;
   Start();
   Seq seq = New(1);
   Begin(seq);
@@ -445,8 +342,8 @@ TEST_F(DraftSpeculatorTest, SyncWaitsForNobodyWhoIsNotThere) {
 }
 
 TEST_F(DraftSpeculatorTest, OtherModesNeverWait) {
-  for (RemoteMode mode : {RemoteMode::kChain, RemoteMode::kEnumerate}) {
-    options_.remote = mode;
+  for (DraftStrategy strategy : {DraftStrategy::kChain, DraftStrategy::kEnumerate}) {
+    options_.strategy = strategy;
     Start();
     Seq seq = New(1);
     Begin(seq);
@@ -512,316 +409,6 @@ TEST_F(DraftSpeculatorTest, AutoFollowsTheController) {
   }
   EXPECT_GE(commits, 3);
   EXPECT_LE(commits, 4);
-}
-
-// --- Drafters that fail ---
-
-TEST_F(DraftSpeculatorTest, WithoutADrafterStepsArePlain) {
-  Start(0);
-  Seq seq = New(1);
-  Begin(seq);
-  EXPECT_THAT(Step(&seq, {5}).tokens, IsEmpty());
-  EXPECT_EQ(Fallbacks(FallbackReason::kNoLink), 1u);
-  EXPECT_EQ(speculator_->counters().opens, 0u);
-}
-
-TEST_F(DraftSpeculatorTest, ADrafterThatComesLateIsUsed) {
-  Start(0);
-  Seq seq = New(1);
-  Begin(seq);
-  Step(&seq, {5});
-  links_.push_back(std::make_shared<QueueLink>("late"));
-  ids_.push_back(speculator_->AddLink(links_[0]));
-  EndStep();
-  Step(&seq, {6});
-  const TargetFrame frame = links_[0]->TakeAll();
-  ASSERT_THAT(frame.opens, SizeIs(1));
-  EXPECT_THAT(frame.opens[0].tokens, ElementsAre(1, 2, 3, 4, 5));
-}
-
-TEST_F(DraftSpeculatorTest, DeathMovesTheSession) {
-  Start(2);
-  Seq seq = New(1);
-  Begin(seq);
-  const size_t dead = Sessions(0) == 1 ? 0 : 1;
-  links_[dead]->now.state = DraftLinkState::kDown;
-  EXPECT_THAT(Step(&seq, {5}).tokens, IsEmpty());  // seen when frames go out
-  Step(&seq, {6});
-  const TargetFrame frame = links_[1 - dead]->TakeAll();
-  ASSERT_THAT(frame.opens, SizeIs(1));
-  EXPECT_EQ(frame.opens[0].tokens.back(), 5);
-  EXPECT_EQ(Sessions(dead), 0);
-  EXPECT_EQ(Sessions(1 - dead), 1);
-  EXPECT_EQ(speculator_->counters().opens, 2u);
-  EXPECT_EQ(speculator_->counters().reopens, 1u);
-  EXPECT_EQ(speculator_->counters().moves, 1u);
-}
-
-TEST_F(DraftSpeculatorTest, WhatHasArrivedOutlivesItsDrafter) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  Deliver(Chain(LastCommit(), {5, 6, 7}));
-  links_[0]->now.state = DraftLinkState::kDown;
-  EXPECT_THAT(Step(&seq, {5}).tokens, ElementsAre(5, 6, 7));
-  EXPECT_THAT(Step(&seq, {6}).tokens, ElementsAre(6, 7));
-}
-
-TEST_F(DraftSpeculatorTest, ANewStreamIsOpenedAnewAndTheOldOneIsNotHeard) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  const DraftCommit old = LastCommit();
-  links_[0]->Restart();
-  Step(&seq, {5});
-  Step(&seq, {6});
-  const TargetFrame frame = links_[0]->TakeAll();
-  ASSERT_THAT(frame.opens, SizeIs(1));
-  EXPECT_GT(frame.opens[0].id.epoch, old.id.epoch);
-  DraftFrame late;
-  late.proposals.push_back(Chain(old, {5, 6, 7}));
-  speculator_->mailbox().Deliver(ids_[0], 1, std::move(late));
-  EXPECT_THAT(Step(&seq, {7}).tokens, IsEmpty());
-  EXPECT_EQ(speculator_->counters().drops[static_cast<size_t>(DraftDrop::kIncarnation)], 1u);
-  EXPECT_EQ(speculator_->counters().moves, 0u);
-}
-
-TEST_F(DraftSpeculatorTest, DrainingMovesTheSession) {
-  Start(2);
-  Seq seq = New(1);
-  Begin(seq);
-  const size_t from = Sessions(0) == 1 ? 0 : 1;
-  const DraftSessionId wire = LastCommit(from).id;
-  links_[from]->now.state = DraftLinkState::kDraining;
-  EndStep();
-  Step(&seq, {5});
-  const TargetFrame old = links_[from]->TakeAll();
-  ASSERT_THAT(old.closes, SizeIs(1));
-  EXPECT_EQ(old.closes[0].id, wire);
-  EXPECT_THAT(links_[1 - from]->TakeAll().opens, SizeIs(1));
-  EXPECT_EQ(speculator_->counters().moves, 1u);
-}
-
-TEST_F(DraftSpeculatorTest, DrainingWithoutAnotherServesOn) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  links_[0]->now.state = DraftLinkState::kDraining;
-  Step(&seq, {5});
-  links_[0]->TakeAll();
-  Step(&seq, {5});
-  const TargetFrame frame = links_[0]->TakeAll();
-  EXPECT_THAT(frame.closes, IsEmpty());
-  EXPECT_THAT(frame.commits, SizeIs(1)) << "it still works";
-}
-
-TEST_F(DraftSpeculatorTest, ARemovedLinkLosesItsSessions) {
-  Start(2);
-  Seq seq = New(1);
-  Begin(seq);
-  const size_t from = Sessions(0) == 1 ? 0 : 1;
-  speculator_->RemoveLink(ids_[from]);
-  EndStep();
-  Step(&seq, {5});
-  EXPECT_THAT(links_[1 - from]->TakeAll().opens, SizeIs(1));
-  EXPECT_THAT(speculator_->SessionsByLink(), SizeIs(1));
-}
-
-TEST_F(DraftSpeculatorTest, AFrameThatCannotBeSentIsASessionToReopen) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  Step(&seq, {5});
-  const DraftSessionId wire = LastCommit().id;
-  links_[0]->full = true;
-  Step(&seq, {5});
-  EXPECT_EQ(Sessions(0), 0);
-  links_[0]->full = false;
-  EXPECT_THAT(Step(&seq, {5}).tokens, IsEmpty());
-  EXPECT_EQ(Fallbacks(FallbackReason::kNotOpen), 1u);
-  for (int i = 0; i < 64; ++i) Step(&seq, {5});  // it does not keep up: leave it alone for a while
-  const TargetFrame frame = links_[0]->TakeAll();
-  ASSERT_THAT(frame.closes, SizeIs(1)) << "the stream lives: it must not keep what it had";
-  EXPECT_EQ(frame.closes[0].id, wire);
-  EXPECT_THAT(frame.opens, SizeIs(1));
-}
-
-TEST_F(DraftSpeculatorTest, ALostCommitIsMadeGoodByOpening) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  const DraftSessionId wire = LastCommit().id;
-  Step(&seq, {5});
-  links_[0]->TakeAll();
-  Nack(DraftNackReason::kNeedSync, wire);
-  Step(&seq, {6});
-  const TargetFrame frame = links_[0]->TakeAll();
-  ASSERT_THAT(frame.opens, SizeIs(1));
-  EXPECT_THAT(frame.opens[0].tokens, ElementsAre(1, 2, 3, 4, 5));
-  EXPECT_GT(frame.opens[0].id.epoch, wire.epoch);
-  EXPECT_EQ(speculator_->counters().nacks, 1u);
-  EXPECT_EQ(Sessions(0), 1);
-}
-
-TEST_F(DraftSpeculatorTest, OneThatAlwaysNeedsSyncIsAskedLessAndLess) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  for (int i = 0; i < 2000; ++i) {
-    for (const DraftOpen& open : links_[0]->TakeAll().opens) {
-      Nack(DraftNackReason::kNeedSync, open.id);
-    }
-    Step(&seq, {5});
-    seq.tokens.resize(4);  // the text's length is of no interest
-    if (i % 100 == 0) seq.tokens.assign({1, 2, 3, 4});
-  }
-  EXPECT_LE(speculator_->counters().opens, 14u);
-}
-
-TEST_F(DraftSpeculatorTest, AfterAnEvictionItComesBackLater) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  Nack(DraftNackReason::kEvicted, LastCommit().id);
-  for (int i = 0; i < 16; ++i) Step(&seq, {5});
-  EXPECT_THAT(links_[0]->TakeAll().opens, IsEmpty());
-  Step(&seq, {5});
-  EXPECT_THAT(links_[0]->TakeAll().opens, SizeIs(1));
-}
-
-TEST_F(DraftSpeculatorTest, AnOverloadedDrafterIsLeftAloneForAnother) {
-  Start(2);
-  Seq seq = New(1);
-  Begin(seq);
-  const size_t busy = Sessions(0) == 1 ? 0 : 1;
-  Nack(DraftNackReason::kOverloaded, LastCommit(busy).id, busy);
-  Step(&seq, {5});
-  EXPECT_THAT(links_[1 - busy]->TakeAll().opens, SizeIs(1));
-  Seq next = New(2);
-  Begin(next);
-  EXPECT_THAT(links_[busy]->TakeAll().opens, IsEmpty());
-}
-
-TEST_F(DraftSpeculatorTest, InvalidIsQuarantineUntilTheNextEpoch) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  Nack(DraftNackReason::kInvalid, LastCommit().id);
-  for (int i = 0; i < 50; ++i) Step(&seq, {5});
-  EXPECT_THAT(links_[0]->TakeAll().opens, IsEmpty());
-  EXPECT_EQ(Fallbacks(FallbackReason::kQuarantined), 50u);
-  EXPECT_EQ(speculator_->counters().quarantines, 1u);
-  speculator_->End(seq.id);
-  ++seq.id.epoch;
-  Begin(seq);
-  EXPECT_THAT(links_[0]->TakeAll().opens, SizeIs(1));
-}
-
-TEST_F(DraftSpeculatorTest, NonsenseIsQuarantineForItsSequenceOnly) {
-  Start();
-  Seq liar = New(1);
-  Seq honest = New(2);
-  Begin(liar);
-  const DraftCommit first = LastCommit();
-  Begin(honest);
-  const DraftCommit second = LastCommit();
-  Deliver(Chain(first, {100}));
-  Deliver(Chain(second, {5, 6, 7}));
-  EXPECT_THAT(Propose(liar).tokens, IsEmpty());
-  EXPECT_THAT(Propose(honest).tokens, ElementsAre(5, 6, 7));
-  EndStep();
-  EXPECT_THAT(links_[0]->TakeAll().closes, SizeIs(1));
-  EXPECT_EQ(Sessions(0), 1);
-  EXPECT_EQ(speculator_->counters().quarantines, 1u);
-  EXPECT_EQ(speculator_->counters().drops[static_cast<size_t>(DraftDrop::kTokenRange)], 1u);
-}
-
-// --- Lives of sequences ---
-
-TEST_F(DraftSpeculatorTest, PreemptionEndsAndBeginsAnew) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  const DraftCommit old = LastCommit();
-  const SpecProposal p = Propose(seq);
-  Launch(seq, p.tokens);
-  speculator_->End(seq.id);  // proposals may be on their way
-  EndStep();
-  TargetFrame frame = links_[0]->TakeAll();
-  ASSERT_THAT(frame.closes, SizeIs(1));
-  EXPECT_EQ(frame.closes[0].id, old.id);
-  EXPECT_EQ(Sessions(0), 0);
-  EXPECT_EQ(speculator_->mailbox().num_slots(), 0u);
-  ++seq.id.epoch;
-  Begin(seq);
-  frame = links_[0]->TakeAll();
-  ASSERT_THAT(frame.opens, SizeIs(1));
-  EXPECT_NE(frame.opens[0].id.epoch, old.id.epoch);
-  Deliver(Chain(old, {5, 6, 7}));
-  EXPECT_THAT(Step(&seq, {5}).tokens, IsEmpty());
-  EXPECT_EQ(speculator_->counters().drops[static_cast<size_t>(DraftDrop::kEpoch)], 1u);
-  EXPECT_EQ(speculator_->counters().reopens, 0u) << "the first of its epoch";
-}
-
-TEST_F(DraftSpeculatorTest, CallsForSequencesUnknown) {
-  Start();
-  Seq seq = New(1);
-  EXPECT_THAT(Propose(seq).tokens, IsEmpty());
-  EXPECT_FALSE(speculator_->WantsToWait(seq.Spec()));
-  Launch(seq, {});
-  Commit(&seq, {}, {5});
-  speculator_->End(seq.id);
-  EXPECT_EQ(speculator_->counters().steps_none, 0u);
-}
-
-TEST_F(DraftSpeculatorTest, OpensAreSpreadOverSteps) {
-  options_.opens_per_step = 2;
-  options_.open_tokens_per_step = 10;
-  Start();
-  std::vector<Seq> seqs;
-  for (uint64_t i = 1; i <= 4; ++i) seqs.push_back(New(i));
-  seqs.push_back(New(5, Tokens(50, 1)));  // alone it may be longer than the limit
-  const auto launch = [&] {
-    for (const Seq& seq : seqs) speculator_->Launched(seq.Spec(), {});
-    speculator_->EndLaunch();
-    for (Seq& seq : seqs) Commit(&seq, {}, {5}, false);
-    EndStep();
-    return links_[0]->TakeAll().opens.size();
-  };
-  for (const Seq& seq : seqs) speculator_->Begin(seq.Spec());
-  EndStep();
-  EXPECT_EQ(links_[0]->TakeAll().opens.size(), 2u);
-  EXPECT_EQ(launch(), 2u);
-  EXPECT_EQ(launch(), 1u);
-  EXPECT_EQ(launch(), 0u);
-}
-
-TEST_F(DraftSpeculatorTest, ASequenceAboutToEndIsNotOpened) {
-  Start();
-  Seq seq = New(1);
-  seq.max_len = 6;
-  Begin(seq);
-  EXPECT_THAT(links_[0]->frames, IsEmpty());
-}
-
-TEST_F(DraftSpeculatorTest, EqualPromptsMeet) {
-  options_.opens_per_step = 100;
-  Start(4);
-  for (uint64_t i = 1; i <= 2; ++i) Begin(New(i));
-  int places = 0;
-  for (size_t l = 0; l < 4; ++l) places += Sessions(l) > 0;
-  EXPECT_EQ(places, 1);
-}
-
-TEST_F(DraftSpeculatorTest, NoMoreRowsThanAllowed) {
-  Start();
-  Seq seq = New(1);
-  Begin(seq);
-  Deliver(Chain(LastCommit(), {5, 6, 7}));
-  EXPECT_THAT(Propose(seq, false, 0).tokens, IsEmpty());
-  const SpecProposal p = Propose(seq, false, 2);
-  EXPECT_THAT(p.tokens, ElementsAre(5, 6));
-  EXPECT_EQ(p.source, ProposalSource::kRemoteFull) << "all that there was room for";
 }
 
 }  // namespace

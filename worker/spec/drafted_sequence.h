@@ -29,6 +29,8 @@ struct DraftedSequence {
 
   uint64_t session;
   DecodingMode mode = DecodingMode::kAuto;
+  DraftStrategy strategy = DraftStrategy::kChain;
+  int32_t draft_len = 0;  // of kDraft and kNgram
   RemoteSession remote;
   NgramDrafter ngram;
   DraftRequest request;
@@ -40,7 +42,7 @@ struct DraftedSequence {
 
   std::deque<DraftFlight> flights;  // launched, oldest first; at most two
 
-  // Mode kSync: sat out for this base.
+  // Strategy kSync: sat out for this base.
   int32_t wait_base = kNone;
   int32_t waits = 0;  // in polls
   uint64_t wait_step = 0;

@@ -26,6 +26,8 @@ struct SpecSequence {
   int32_t max_len = 0;  // prompt + max_tokens
   int32_t sample = 0;
   DecodingMode mode = DecodingMode::kAuto;
+  DraftStrategy strategy = DraftStrategy::kDefault;
+  int32_t draft_len = 0;  // asked for with kDraft; 0 = the worker's
   const SamplingParams* sampling = nullptr;
   int32_t priority = 0;
   std::string_view cache_salt;  // prefixes are shared only within an equal salt, at drafters too

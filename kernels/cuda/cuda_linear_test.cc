@@ -1,0 +1,173 @@
+// CUDA's Linear against double precision; a row's bits against those of other batches.
+#include <cmath>
+
+#include "kernels/cpu/random_inputs.h"
+#include "kernels/cuda/device_buffers.h"
+#include "kernels/cuda/linear.h"
+
+namespace paceline::kernels {
+namespace {
+
+struct Inputs {
+  Inputs(int32_t m, int32_t n, int32_t k, RandomInputs& random)
+      : x(random.Bf16s(int64_t{m} * k)),
+        w(random.Bf16s(int64_t{n} * k)),
+        bias(random.Floats(n)),
+        before(random.Floats(int64_t{m} * n)) {}
+  std::vector<Bf16> x, w;
+  std::vector<float> bias, before;
+};
+
+double Dot(const Inputs& in, int32_t k, int64_t row, int64_t column) {
+  double sum = 0;
+  for (int64_t i = 0; i < k; ++i) {
+    sum += double{ToFloat(in.x[row * k + i])} * ToFloat(in.w[column * k + i]);
+  }
+  return sum;
+}
+
+enum class Path { kGemv, kSmallTile, kMediumTile, kLargeTile, kChosen };
+
+cudaError_t RunPath(const CudaLinearParams& p, Path path) {
+  switch (path) {
+    case Path::kGemv:
+      return CudaGemv(p, nullptr);
+    case Path::kSmallTile:
+      return CudaTileLinear(p, CudaTile::kSmall, nullptr);
+    case Path::kMediumTile:
+      return CudaTileLinear(p, CudaTile::kMedium, nullptr);
+    case Path::kLargeTile:
+      return CudaTileLinear(p, CudaTile::kLarge, nullptr);
+    case Path::kChosen:
+      break;
+  }
+  return CudaLinear(p, nullptr);
+}
+
+void CheckShape(int32_t m, int32_t n, int32_t k, Path path) {
+  SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << k << " path "
+                                  << static_cast<int>(path));
+  RandomInputs random(m * 131 + n * 17 + k);
+  const Inputs in(m, n, k, random);
+  DeviceArray<Bf16> x(in.x), w(in.w);
+  DeviceArray<float> bias(in.bias);
+  const double tolerance = 2e-6 * k + 1e-6;
+  for (bool with_bias : {false, true}) {
+    for (CudaLinearOutput output :
+         {CudaLinearOutput::kFloat, CudaLinearOutput::kAddFloat, CudaLinearOutput::kBf16}) {
+      const bool bf16 = output == CudaLinearOutput::kBf16;
+      DeviceArray<float> y_f32(bf16 ? 0 : int64_t{m} * n);
+      DeviceArray<Bf16> y_bf16(bf16 ? int64_t{m} * n : 0);
+      if (output == CudaLinearOutput::kAddFloat) y_f32.Set(in.before);
+      CudaLinearParams p{
+          w.data(), x.data(), with_bias ? bias.data() : nullptr, y_f32.data(), y_bf16.data(), m, n,
+          k,        output};
+      Must(RunPath(p, path));
+      const auto floats = y_f32.Get();
+      const auto halves = y_bf16.Get();
+      y_f32.ExpectGuards();
+      y_bf16.ExpectGuards();
+      for (int64_t i = 0; i < int64_t{m} * n; ++i) {
+        double expected = Dot(in, k, i / n, i % n) + (with_bias ? in.bias[i % n] : 0);
+        if (output == CudaLinearOutput::kAddFloat) expected += in.before[i];
+        const double got = bf16 ? ToFloat(halves[i]) : floats[i];
+        ASSERT_NEAR(got, expected, tolerance + (bf16 ? 4e-3 * std::fabs(expected) : 0))
+            << i / n << " " << i % n;
+      }
+    }
+  }
+  if (n % 2 != 0) return;
+  DeviceArray<Bf16> y(int64_t{m} * n / 2);
+  CudaLinearParams p{
+      w.data(), x.data(), nullptr, nullptr, y.data(), m, n, k, CudaLinearOutput::kSwiGlu};
+  Must(RunPath(p, path));
+  const auto got = y.Get();
+  y.ExpectGuards();
+  for (int64_t i = 0; i < int64_t{m} * n / 2; ++i) {
+    const int64_t row = i / (n / 2), column = i % (n / 2);
+    const double gate = Dot(in, k, row, 2 * column);
+    const double expected = gate / (1 + std::exp(-gate)) * Dot(in, k, row, 2 * column + 1);
+    ASSERT_NEAR(ToFloat(got[i]), expected, 4e-3 * std::fabs(expected) + 10 * tolerance);
+  }
+}
+
+TEST(CudaLinear, MatchesDouble) {
+  PACELINE_NEEDS_GPU();
+  for (int32_t m : {1, 2, 3, 4}) {
+    CheckShape(m, 21, 8, Path::kGemv);
+    CheckShape(m, 16, 264, Path::kGemv);
+    CheckShape(m, 40, 1040, Path::kGemv);
+  }
+  for (int32_t m : {1, 15, 16, 17}) {
+    CheckShape(m, 31, 8, Path::kSmallTile);
+    CheckShape(m, 64, 72, Path::kSmallTile);
+    CheckShape(m, 34, 520, Path::kSmallTile);
+  }
+  for (int32_t m : {1, 63, 64, 65}) {
+    CheckShape(m, 130, 72, Path::kMediumTile);
+    CheckShape(m, 130, 72, Path::kLargeTile);
+  }
+  CheckShape(20, 66, 392, Path::kMediumTile);
+  CheckShape(20, 254, 200, Path::kLargeTile);
+  for (int32_t m : {4, 5, 16, 33}) CheckShape(m, 50, 64, Path::kChosen);
+}
+
+// The path of tiles: the same bits for a row alone and in any batch, in either tile.
+TEST(CudaLinear, ARowsBitsAreItsOwn) {
+  PACELINE_NEEDS_GPU();
+  RandomInputs random(99);
+  const int32_t n = 72, k = 328, most = 70;
+  const Inputs in(most, n, k, random);
+  DeviceArray<Bf16> x(in.x), w(in.w);
+  DeviceArray<float> all(int64_t{most} * n);
+  CudaLinearParams p{w.data(), x.data(), nullptr, all.data(), nullptr, most, n, k};
+  Must(CudaLinear(p, nullptr));
+  const auto expected = all.Get();
+  for (int32_t m : {1, 2, 7, 16, 17, 33, 64}) {
+    for (CudaTile tile : {CudaTile::kSmall, CudaTile::kMedium, CudaTile::kLarge}) {
+      const int32_t first = random.Int(0, most - m);
+      DeviceArray<float> y(int64_t{m} * n);
+      p.x = x.data() + int64_t{first} * k;
+      p.y_f32 = y.data();
+      p.m = m;
+      Must(CudaTileLinear(p, tile, nullptr));
+      EXPECT_TRUE(SameBits(y.Get().data(), expected.data() + int64_t{first} * n, int64_t{m} * n))
+          << m << " tile " << static_cast<int>(tile);
+    }
+  }
+  // The path of few rows keeps to its own order for every M.
+  DeviceArray<float> one(n);
+  p.x = x.data();
+  p.y_f32 = one.data();
+  p.m = 1;
+  p.path = CudaLinearPath::kBySize;
+  Must(CudaLinear(p, nullptr));
+  const auto alone = one.Get();
+  for (int32_t m = 2; m <= kMaxGemvRows; ++m) {
+    DeviceArray<float> y(int64_t{m} * n);
+    p.y_f32 = y.data();
+    p.m = m;
+    Must(CudaLinear(p, nullptr));
+    EXPECT_TRUE(SameBits(y.Get().data(), alone.data(), n)) << m;
+  }
+}
+
+TEST(CudaLinear, RefusesBadShapes) {
+  PACELINE_NEEDS_GPU();
+  DeviceArray<Bf16> x(64);
+  DeviceArray<float> y(64);
+  CudaLinearParams p{x.data(), x.data(), nullptr, y.data(), nullptr, 1, 4, 12};
+  EXPECT_EQ(CudaLinear(p, nullptr), cudaErrorInvalidValue);  // k
+  p.k = 8;
+  p.output = CudaLinearOutput::kBf16;
+  EXPECT_EQ(CudaLinear(p, nullptr), cudaErrorInvalidValue);  // no bf16 output
+  p.output = CudaLinearOutput::kSwiGlu;
+  p.y_bf16 = x.data();
+  p.n = 3;
+  EXPECT_EQ(CudaLinear(p, nullptr), cudaErrorInvalidValue);  // odd
+  p.m = 5;
+  EXPECT_EQ(CudaGemv(p, nullptr), cudaErrorInvalidValue);
+}
+
+}  // namespace
+}  // namespace paceline::kernels

@@ -1,0 +1,47 @@
+// y = x W^T for bf16 weights, float accumulation. CUDA, sm_80 and later.
+//
+// Two paths. kTile: tensor cores; y[m, n] is one chain over k in steps of 16, ascending, whatever M
+// and the tile, so a row's bits do not depend on its batch. kBySize: for M <= 4 a warp per two rows
+// of W on the CUDA cores instead, which reads weights faster and sums in another order.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include <cstdint>
+
+#include "kernels/bf16.h"
+
+namespace paceline::kernels {
+
+enum class CudaLinearOutput : uint8_t {
+  kFloat,     // y_f32  = x W^T + bias
+  kAddFloat,  // y_f32 += x W^T + bias: the residual stream
+  kBf16,      // y_bf16 = x W^T + bias
+  kSwiGlu,    // y_bf16[m, j] = silu(row 2j) * (row 2j + 1) of x W^T, [M, N / 2]; no bias
+};
+
+enum class CudaLinearPath : uint8_t { kTile, kBySize };
+
+inline constexpr int32_t kMaxGemvRows = 4;
+
+struct CudaLinearParams {
+  const Bf16* w = nullptr;      // [N, K]; 16-byte aligned
+  const Bf16* x = nullptr;      // [M, K]; 16-byte aligned
+  const float* bias = nullptr;  // [N] or null
+  float* y_f32 = nullptr;       // [M, N]
+  Bf16* y_bf16 = nullptr;       // [M, N], kSwiGlu: [M, N / 2]
+  int32_t m = 0;
+  int32_t n = 0;  // kSwiGlu: even
+  int32_t k = 0;  // a multiple of 8
+  CudaLinearOutput output = CudaLinearOutput::kFloat;
+  CudaLinearPath path = CudaLinearPath::kTile;
+};
+cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
+
+// The paths, for tests and benchmarks. CudaGemv: m <= kMaxGemvRows. CudaTileLinear: any tile serves
+// any m.
+enum class CudaTile : uint8_t { kSmall, kMedium, kLarge };  // 16 x 32, 64 x 64, 64 x 128
+cudaError_t CudaGemv(const CudaLinearParams& params, cudaStream_t stream);
+cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
+
+}  // namespace paceline::kernels
