@@ -231,8 +231,8 @@ class Fuzz {
     TargetFrame frame = t.sent[Index(t.sent.size())];
     const auto odd = [&] { return Pick({-1, 0, 1, 5, kVocab, 1 << 30, INT32_MIN, INT32_MAX}); };
     for (DraftCommit& c : frame.commits) {
-      if (Chance(0.3)) c.base_len = odd();
       if (Chance(0.1)) c.base_len += Int(-3, 3);
+      if (Chance(0.3)) c.base_len = odd();
       if (Chance(0.2) && !c.new_tokens.empty()) c.new_tokens[Index(c.new_tokens.size())] = odd();
       if (Chance(0.1)) c.new_tokens.clear();
       if (Chance(0.2)) c.prefix_hash ^= 1;
