@@ -16,13 +16,13 @@ constexpr double kIntervalWeight = 0.2;
 // Epochs wrap around.
 bool Older(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
-// KV blocks of all its paths, shared ones counted as often as they are shared.
-int64_t NumBlocks(const DraftSession& s) {
-  auto blocks = static_cast<int64_t>(s.trunk->table.blocks.size());
+// Calls use(block) for every block of every path, shared ones as often as they are shared.
+template <typename Use>
+void ForEachBlock(const DraftSession& s, Use use) {
+  for (BlockId b : s.trunk->table.blocks) use(b);
   for (const OutcomeBranch& branch : s.branches) {
-    blocks += static_cast<int64_t>(branch.path->table.blocks.size());
+    for (BlockId b : branch.path->table.blocks) use(b);
   }
-  return blocks;
 }
 
 }  // namespace
@@ -33,7 +33,12 @@ size_t SessionTable::KeyHasher::operator()(const Key& key) const {
 
 SessionTable::SessionTable(const DraftEngineOptions& options, const RunnerInfo& info,
                            DraftPool* pool, DraftEngineCounters* counters, DraftOutbox* outbox)
-    : options_(options), info_(info), pool_(pool), counters_(counters), outbox_(outbox) {}
+    : options_(options),
+      info_(info),
+      pool_(pool),
+      counters_(counters),
+      outbox_(outbox),
+      references_(info.num_blocks, 0) {}
 
 SessionTable::~SessionTable() = default;
 
@@ -297,29 +302,39 @@ void SessionTable::Expire(TimePoint now) {
 bool SessionTable::MakeRoom(DraftSession* session, int32_t blocks, uint64_t turn) {
   const BlockManager& pool = pool_->blocks();
   if (pool.num_available() >= blocks) return true;
-  // Nobody is evicted in vain.
-  int64_t most = pool.num_available();
+  std::vector<DraftSession*> victims;
   bool later = false;
   for (const auto& [heard, s] : holders_) {
     if (heard >= session->heard) break;
-    later |= s->planned == turn;
-    if (s->planned != turn) most += NumBlocks(*s);
+    s->planned == turn ? void(later = true) : victims.push_back(s);
   }
-  auto it = holders_.begin();
-  while (most >= blocks && it != holders_.end() && it->first < session->heard &&
-         pool.num_available() < blocks) {
-    DraftSession* s = it->second;
-    if (s->planned == turn) {
-      ++it;
-      continue;
-    }
+  // Nobody is evicted in vain.
+  if (pool.num_available() + NumFreedBy(victims) < blocks) {
+    session->blocked = !later;
+    return false;
+  }
+  for (DraftSession* s : victims) {
+    if (pool.num_available() >= blocks) break;
     ReleasePaths(s, pool_);
+    s->blocked = true;  // to come back at once would evict others in turn
     ++counters_->evictions;
-    it = holders_.erase(it);
+    holders_.erase({s->heard, s});
   }
-  if (pool.num_available() >= blocks) return true;
-  session->blocked = !later || most >= blocks;
-  return false;
+  return true;
+}
+
+// Blocks to which only these sessions refer.
+int32_t SessionTable::NumFreedBy(std::span<DraftSession* const> sessions) {
+  int32_t freed = 0;
+  for (const DraftSession* s : sessions) {
+    ForEachBlock(*s, [&](BlockId b) {
+      if (++references_[b] == pool_->blocks().ReferenceCount(b)) ++freed;
+    });
+  }
+  for (const DraftSession* s : sessions) {
+    ForEachBlock(*s, [&](BlockId b) { references_[b] = 0; });
+  }
+  return freed;
 }
 
 }  // namespace paceline

@@ -39,8 +39,8 @@ class SessionTable {
   void Activate(DraftSession* session);
 
   // Makes `blocks` blocks available, if need be by taking the KV of sessions heard less recently,
-  // the least recently first, but not of those that the planner's turn has given rows. Where
-  // later turns would not find enough either the session is blocked.
+  // the least recently first, but not of those that the planner's turn has given rows. Those
+  // are blocked then, and so is the session where later turns would not find enough either.
   bool MakeRoom(DraftSession* session, int32_t blocks, uint64_t turn);
   // A path of the session has got its first blocks.
   void HoldsKv(DraftSession* session) { holders_.insert({session->heard, session}); }
@@ -77,6 +77,7 @@ class SessionTable {
   void Nack(TargetId target, const DraftSessionId& id, DraftNackReason reason,
             int32_t have_len = 0);
   Sessions::iterator Drop(Sessions::iterator it);
+  int32_t NumFreedBy(std::span<DraftSession* const> sessions);
 
   const DraftEngineOptions options_;
   const RunnerInfo info_;
@@ -89,6 +90,7 @@ class SessionTable {
   std::vector<DraftSession*> active_;
   std::set<std::pair<uint64_t, DraftSession*>> holders_;  // of KV, by `heard`
   uint64_t next_heard_ = 1;
+  std::vector<int32_t> references_;  // [num_blocks], all 0 between calls of NumFreedBy
 };
 
 }  // namespace paceline
