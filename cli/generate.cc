@@ -117,6 +117,7 @@ void PrintStats(const Answer& answer) {
   const v1::Usage& usage = answer.summary.usage();
   const int32_t drafted = usage.drafted_token_count();
   const double total = Milliseconds(answer.summary.timings().total());
+  std::fflush(stdout);  // the text comes first, into a file or pipe too
   std::fprintf(stderr,
                "\n[%d prompt tokens, %d cached; %d tokens in %.0f ms, %.0f tokens/s; first token "
                "after %.1f ms; drafts accepted %d of %d (%.0f %%); seed %llu]\n",

@@ -33,7 +33,6 @@ done
 cat "$out"
 router=$(sed -n 's/^router listening on //p' "$out" | head -n 1)
 echo
-# Drafts are asked for: left alone, the controller finds that a target as small as the stand-in does
-# not gain by them.
+# Drafting is forced, so that its acceptance shows; by default it is used where it pays.
 "$build/bin/paceline" generate --router "$router" --prompt "$prompt" --max-tokens 120 --seed 7 \
   --speculation always --stats
