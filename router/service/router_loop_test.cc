@@ -120,8 +120,12 @@ TEST_F(RouterLoopTest, ARequestGoesOutAndComesBack) {
 TEST_F(RouterLoopTest, WhatComesTogetherGoesOutAsOneFrame) {
   Relist({"a:1"});
   Ready(0);
-  std::promise<void> gate;
-  loop.Post([&](RouterCore&, TimePoint) { gate.get_future().wait(); });
+  std::promise<void> entered, gate;
+  loop.Post([&](RouterCore&, TimePoint) {
+    entered.set_value();
+    gate.get_future().wait();
+  });
+  entered.get_future().wait();  // what follows makes the next batch
   std::vector<std::shared_ptr<NotingSink>> sinks;
   std::vector<RequestKey> keys;
   for (int i = 0; i < 5; ++i) {
