@@ -7,7 +7,6 @@
 #include <nlohmann/json.hpp>
 
 #include "cli/router_client.h"
-#include "common/clock.h"
 #include "common/flags.h"
 #include "paceline/v1/inference.grpc.pb.h"
 
@@ -33,7 +32,6 @@ struct Answer {
   v1::GenerationStart start;
   std::map<int32_t, Sample> samples;
   v1::GenerationSummary summary;
-  double seconds = 0;  // from first delta to end
 };
 
 const char* FinishName(v1::FinishReason reason) {
@@ -119,11 +117,12 @@ void PrintStats(const Answer& answer) {
   const v1::Usage& usage = answer.summary.usage();
   const int32_t drafted = usage.drafted_token_count();
   const double total = Milliseconds(answer.summary.timings().total());
+  std::fflush(stdout);  // the text comes first, into a file or pipe too
   std::fprintf(stderr,
                "\n[%d prompt tokens, %d cached; %d tokens in %.0f ms, %.0f tokens/s; first token "
                "after %.1f ms; drafts accepted %d of %d (%.0f %%); seed %llu]\n",
                usage.prompt_token_count(), usage.cached_token_count(), usage.output_token_count(),
-               total, usage.output_token_count() / std::max(answer.seconds, 1e-9),
+               total, usage.output_token_count() * 1e3 / std::max(total, 1e-6),
                Milliseconds(answer.summary.timings().first_token()), usage.accepted_token_count(),
                drafted, drafted == 0 ? 0.0 : 100.0 * usage.accepted_token_count() / drafted,
                static_cast<unsigned long long>(answer.start.seed()));
@@ -150,17 +149,14 @@ grpc::Status Stream(const GenerateOptions& o, bool seed_given, Answer* answer) {
   }
   auto reader = stub->StreamGenerateText(&context, MakeRequest(o, seed_given));
   const bool live = !o.json && o.n == 1;
-  TimePoint first{};
   v1::StreamGenerateTextResponse message;
   while (reader->Read(&message)) {
     if (message.has_start()) answer->start = message.start();
     if (message.has_summary()) answer->summary = message.summary();
     if (!message.has_delta()) continue;
-    if (first == TimePoint{}) first = SteadyClock::Get().Now();
     TakeDelta(message.delta(), live, answer);
   }
-  answer->seconds = ToSeconds(SteadyClock::Get().Now() - first);
-  if (live && first != TimePoint{}) std::fputs("\n", stdout);
+  if (live && !answer->samples.empty()) std::fputs("\n", stdout);
   return reader->Finish();
 }
 

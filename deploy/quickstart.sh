@@ -33,4 +33,6 @@ done
 cat "$out"
 router=$(sed -n 's/^router listening on //p' "$out" | head -n 1)
 echo
-"$build/bin/paceline" generate --router "$router" --prompt "$prompt" --max-tokens 120 --seed 7 --stats
+# Drafting is forced, so that its acceptance shows; by default it is used where it pays.
+"$build/bin/paceline" generate --router "$router" --prompt "$prompt" --max-tokens 120 --seed 7 \
+  --speculation always --stats

@@ -5,21 +5,25 @@
 #include <grpcpp/health_check_service_interface.h>
 
 #include "absl/strings/str_cat.h"
+#include "absl/synchronization/mutex.h"
 #include "paceline/worker/v1/worker.grpc.pb.h"
 
 namespace paceline {
 namespace {
 
-// gRPC 1.51 runs all callbacks on a few threads around one queue, which it tears down with the last
-// channel or server that uses it, in a race with those threads (an abort in about one of ten
-// processes that close and open channels). One channel that is never destroyed keeps the queue.
-void KeepCallbackQueue() {
+// Once per process, before gRPC is used: gRPC 1.51 runs all callbacks on a few threads around one
+// queue, which it tears down with the last channel or server that uses it, in a race with those
+// threads (an abort in about one of ten processes that close and open channels). One channel that
+// is never destroyed keeps the queue.
+void PrepareGrpc() {
   struct Call {
     grpc::ClientContext context;
     worker::v1::GetInfoRequest request;
     worker::v1::GetInfoResponse response;
   };
   [[maybe_unused]] static auto* volatile kept = [] {
+    // Debian builds Abseil with its search for lock cycles, in every lock that gRPC takes.
+    absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
     auto* stub = worker::v1::WorkerService::NewStub(
                      grpc::CreateChannel("127.0.0.1:1", grpc::InsecureChannelCredentials()))
                      .release();
@@ -34,7 +38,7 @@ void KeepCallbackQueue() {
 }  // namespace
 
 void ConfigureServer(grpc::ServerBuilder* builder, bool reflection) {
-  KeepCallbackQueue();
+  PrepareGrpc();
   grpc::EnableDefaultHealthCheckService(true);
   if (reflection) grpc::reflection::InitProtoReflectionServerBuilderPlugin();
   builder->SetMaxReceiveMessageSize(kMaxMessageBytes);
@@ -48,7 +52,7 @@ void ConfigureServer(grpc::ServerBuilder* builder, bool reflection) {
 }
 
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address) {
-  KeepCallbackQueue();
+  PrepareGrpc();
   grpc::ChannelArguments arguments;
   arguments.SetMaxReceiveMessageSize(kMaxMessageBytes);
   arguments.SetMaxSendMessageSize(-1);

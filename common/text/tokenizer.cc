@@ -24,7 +24,7 @@ namespace paceline {
 namespace {
 
 constexpr uintmax_t kMaxFileBytes = uintmax_t{1} << 27;
-constexpr size_t kMaxAddedBytes = size_t{1} << 22;  // of all added tokens together
+constexpr size_t kMaxAddedBytes = size_t{1} << 20;  // of all added tokens together
 
 absl::StatusOr<std::string> ReadTokenizerFile(const std::filesystem::path& path) {
   std::error_code error;

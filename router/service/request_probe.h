@@ -35,7 +35,7 @@ enum class OverheadStage : uint8_t {
   kParse,     // proto to a checked request, without tokenizing
   kTokenize,  // text to ids
   kRoute,     // handed to the loop until it was submitted to a worker
-  kForward,   // a worker's frame read until the writes of its deltas began
+  kForward,   // a worker's frame read until the write of one of its deltas began
 };
 
 class RequestProbe {

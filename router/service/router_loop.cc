@@ -181,14 +181,7 @@ void RouterLoop::Apply(const Event& event) {
   starting_ = 0;
   frame_read_ = TimePoint{};
   event(core_, clock_.Now());
-  std::vector<RouterAction> actions = core_.TakeActions();
-  const bool forwards = std::any_of(actions.begin(), actions.end(), [](const RouterAction& action) {
-    return std::holds_alternative<DeliverAction>(action);
-  });
-  CarryOut(std::move(actions));
-  if (forwards && frame_read_ != TimePoint{} && requests_ != nullptr) {
-    requests_->Overhead(OverheadStage::kForward, clock_.Now() - frame_read_);
-  }
+  CarryOut(core_.TakeActions());
 }
 
 void RouterLoop::CarryOut(std::vector<RouterAction> actions) {
@@ -200,6 +193,9 @@ void RouterLoop::CarryOut(std::vector<RouterAction> actions) {
       PortOf(cancel->worker)->Cancel(cancel->handle);
     } else if (auto* deliver = std::get_if<DeliverAction>(&action)) {
       sinks_.at(deliver->key)->OnDeliver(std::move(*deliver));
+      if (frame_read_ != TimePoint{} && requests_ != nullptr) {
+        requests_->Overhead(OverheadStage::kForward, clock_.Now() - frame_read_);
+      }
     } else if (auto* finish = std::get_if<FinishAction>(&action)) {
       auto sink = sinks_.extract(finish->key);
       CHECK(!sink.empty()) << "request " << finish->key << " finished twice";

@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import tempfile
+import time
 import unittest
 
 import grpc
@@ -220,6 +221,14 @@ class RouterTest(FaultTest):
             self.assertEqual((failure.code, failure.reason), (grpc.StatusCode.UNAVAILABLE, "DRAINING"))
             stream.finish()
             self.assertEqual(stream.token_ids[:whole.token_count()], whole.token_ids)
+            self.assertEqual(own.process.wait(timeout=20), 0)
+
+    def test_ends_at_once_before_workers_that_nobody_starts(self):
+        nobody = ",".join(f"127.0.0.1:{port}" for port in range(1, 41))
+        with Process("paceline-router", f"--workers={nobody}", f"--model={MODELS / 'target'}", "--listen=127.0.0.1:0",
+                     "--metrics-listen=127.0.0.1:0", "--log-level=off") as own:
+            time.sleep(1.5)  # in which each of them is tried again and again
+            own.signal(signal.SIGTERM)
             self.assertEqual(own.process.wait(timeout=20), 0)
 
     def test_killed_in_mid_stream_resumes_at_its_replica(self):
