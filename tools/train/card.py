@@ -20,7 +20,8 @@ novel, and 2 % of the stories.
 
 ## Recipe
 
-Next-token loss plus 0.6 x the mean loss of the early exits after layers {exits} through the shared norm and head;
+Next-token loss plus {exit_weight} x the mean loss of the early exits after layers {exits} through the shared norm and head;
+dropout {dropout},
 {target_steps} steps in {target_seconds} s. The draft is distilled from the target (0.3 cross entropy + 0.7 KL);
 {draft_steps} steps in {draft_seconds} s. AdamW, cosine, bf16 autocast, one GPU.
 """
@@ -70,6 +71,7 @@ def write(measured):
     target, draft = measured["shapes"]["target"], measured["shapes"]["draft"]
     shapes = "\n".join(_shape_row(n, measured["shapes"][n], measured["parameters"][n]) for n in ("target", "draft"))
     head = HEAD.format(
+        exit_weight=measured["exit_weight"], dropout=measured["dropout"],
         vocab=target["vocab"], seed=measured["seed"], shapes=shapes, cost=_matrices(draft) / _matrices(target),
         exits=", ".join(map(str, target["exits"])), target_steps=measured["target_training"]["steps"],
         target_seconds=measured["target_training"]["seconds"], draft_steps=measured["draft_training"]["steps"],

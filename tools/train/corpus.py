@@ -27,7 +27,7 @@ def read_documents(folder):
 
 
 def split(novels, stories, seed, story_repeats):
-    """Held-out: the last 2 % of every novel, and 2 % of the stories. Returns train and held-out texts."""
+    """Held-out: the last 2 % of every novel, and 2 % of the stories. Returns the training texts and {kind: held-out texts}."""
     rng = random.Random(seed)
     train, held_novels, held_stories = [], [], []
     for novel in novels:
@@ -41,7 +41,7 @@ def split(novels, stories, seed, story_repeats):
         else:
             train.extend([story] * story_repeats)
     rng.shuffle(train)
-    return train, held_novels, held_stories
+    return train, {"novels": held_novels, "stories": held_stories}
 
 
 def train_tokenizer(texts, vocab, path):

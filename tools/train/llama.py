@@ -21,6 +21,7 @@ class Shape:
     vocab: int
     context: int
     exits: tuple = ()  # number of layers run before each early exit
+    dropout: float = 0.0  # on embeddings and on what each block adds, in training only
 
     def hf_config(self, eos):
         return {
@@ -103,10 +104,11 @@ class Layer(nn.Module):
         self.self_attn = Attention(s)
         self.post_attention_layernorm = RmsNorm(s.hidden)
         self.mlp = Mlp(s)
+        self.dropout = nn.Dropout(s.dropout)
 
     def forward(self, x, cos, sin):
-        x = x + self.self_attn(self.input_layernorm(x), cos, sin)
-        return x + self.mlp(self.post_attention_layernorm(x))
+        x = x + self.dropout(self.self_attn(self.input_layernorm(x), cos, sin))
+        return x + self.dropout(self.mlp(self.post_attention_layernorm(x)))
 
 
 class Llama(nn.Module):
@@ -116,6 +118,7 @@ class Llama(nn.Module):
         self.embed_tokens = nn.Embedding(s.vocab, s.hidden)
         self.layers = nn.ModuleList(Layer(s) for _ in range(s.layers))
         self.norm = RmsNorm(s.hidden)
+        self.dropout = nn.Dropout(s.dropout)
         for name, p in self.named_parameters():
             if p.dim() == 2:
                 deep = name.endswith(("o_proj.weight", "down_proj.weight"))
@@ -127,7 +130,7 @@ class Llama(nn.Module):
     def forward(self, tokens, exits=False):
         """Logits [batch, length, vocab]; with exits=True also a list of the exits' logits."""
         cos, sin = rotary(tokens.shape[1], self.s.head_dim, tokens.device)
-        x, early = self.embed_tokens(tokens), []
+        x, early = self.dropout(self.embed_tokens(tokens)), []
         for number, layer in enumerate(self.layers, 1):
             x = layer(x, cos, sin)
             if exits and number in self.s.exits:
