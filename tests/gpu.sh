@@ -12,6 +12,8 @@ tree=${1:?usage: tests/gpu.sh TREE [--tests]}
 only=${2:-}
 test_seconds=${GPU_TEST_SECONDS:-120}
 bench_seconds=${GPU_BENCH_SECONDS:-180}
+# Libraries of the tree need each other, and only the programs carry a path to them.
+export LD_LIBRARY_PATH=$tree/lib${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}
 
 printf 'date: %s\ncommand: tests/gpu.sh %s\n' "$(date -u +%F)" "$*"
 nvidia-smi --query-gpu=name,driver_version,memory.total --format=csv,noheader 2>/dev/null || echo "no nvidia-smi"

@@ -36,23 +36,34 @@ def learning_rate(step, steps, peak, warm_up):
     return peak * (0.05 + 0.95 * 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up))))
 
 
-def run_training(model, loss_of, stream, steps, peak, args):
-    """AdamW 0.9/0.95, decay 0.1 on matrices, cosine with warm-up, clip 1, bf16 autocast on a GPU."""
+def make_optimizers(model, peak, kind):
+    """AdamW 0.9/0.95, decay 0.1 on matrices; with "muon" the layers' matrices are Muon's."""
     import torch
-    matrices = [p for p in model.parameters() if p.dim() == 2]
+    from muon import Muon
+    hidden = [p for n, p in model.named_parameters() if p.dim() == 2 and n.startswith("layers.")] if kind == "muon" else []
+    taken = {id(p) for p in hidden}
+    matrices = [p for p in model.parameters() if p.dim() == 2 and id(p) not in taken]
     rest = [p for p in model.parameters() if p.dim() != 2]
-    optimizer = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
-                                  lr=peak, betas=(0.9, 0.95))
+    adam = torch.optim.AdamW([{"params": matrices, "weight_decay": 0.1}, {"params": rest, "weight_decay": 0.0}],
+                             lr=peak, betas=(0.9, 0.95))
+    return [adam, Muon(hidden, peak)] if hidden else [adam]
+
+
+def run_training(model, loss_of, stream, steps, peak, args):
+    """Cosine with warm-up, clip 1, bf16 autocast on a GPU."""
+    import torch
+    optimizers = make_optimizers(model, peak, args.optimizer)
     begin, shown = time.monotonic(), 0.0
     for step in range(steps):
-        for group in optimizer.param_groups:
+        for group in (g for o in optimizers for g in o.param_groups):
             group["lr"] = learning_rate(step, steps, peak, min(200, steps // 10 + 1))
         with torch.autocast(args.device, torch.bfloat16, enabled=args.device == "cuda"):
             loss = loss_of(next(stream))
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad(set_to_none=True)
+        for optimizer in optimizers:
+            optimizer.step()
+        model.zero_grad(set_to_none=True)
         if step % max(1, steps // 20) == 0 or step == steps - 1:
             shown = loss.item()
             print(f"  step {step} of {steps}: loss {shown:.4f}, {time.monotonic() - begin:.0f} s", flush=True)
@@ -117,6 +128,7 @@ def parse():
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--target-steps", type=int, default=2400)
     parser.add_argument("--draft-steps", type=int, default=2400)
+    parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
     parser.add_argument("--dropout", type=float, default=0.1, help="in the target's training")
     parser.add_argument("--exit-weight", type=float, default=0.6, help="of the exits' mean loss beside the last layer's")
     parser.add_argument("--target-only", action="store_true",
@@ -193,7 +205,7 @@ def main():
     generator = torch.Generator().manual_seed(args.seed)
     stream = batches(data, args.batch, target_shape.context, generator, args.device)
     target = Llama(target_shape).to(args.device)
-    measured = {"seed": args.seed, "exit_weight": args.exit_weight, "dropout": args.dropout,
+    measured = {"seed": args.seed, "exit_weight": args.exit_weight, "dropout": args.dropout, "optimizer": args.optimizer,
                 "parameters": {"target": sum(p.numel() for p in target.parameters())}}
     measured["target_training"] = run_training(target, lambda t: target_loss(target, t, args.exit_weight), stream, args.target_steps, 2e-3, args)
 
