@@ -57,6 +57,8 @@ if [ "$only" != --tests ]; then
   else
     printf '\nbenchmarks\n'
     timeout "$bench_seconds" "$tree/bin/cuda_kernels_bench" || failed=1
+    printf '\npeers\n'
+    timeout "$bench_seconds" python3 "$(dirname "$0")/bench/gpu_peers.py"
   fi
 fi
 exit "$failed"

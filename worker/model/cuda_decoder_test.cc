@@ -232,7 +232,7 @@ class CudaDecoderTest : public ::testing::Test {
 TEST_F(CudaDecoderTest, UnwantedRowsChangeNothing) {
   Bench all(model_), last(model_);
   const auto table = all.Table(3);
-  const auto second = all.Table(40);
+  const auto second = all.Table(20);
   for (Bench* bench : {&all, &last}) {
     const bool only_last = bench == &last;
     bench->Add(table, tokens_, 0).tail_rows = only_last ? 1 : 40;

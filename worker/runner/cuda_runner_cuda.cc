@@ -15,6 +15,7 @@ constexpr int kCudaKernelBuild = 1;
 constexpr size_t kMaxInFlight = 2;
 constexpr int32_t kHeadGroup = 64;  // rows whose logits are held at once
 // Left free on the GPU, for the driver's own needs and growth.
+constexpr int64_t kMostBlocks = int64_t{1} << 24;
 constexpr int64_t kLeastMargin = int64_t{64} << 20;
 
 absl::Status OutOfRange(const char* option, int64_t value, const std::string& limit) {
@@ -83,7 +84,6 @@ absl::StatusOr<MemoryPlan> PlanMemory(const CudaModel& model, const CudaRunnerOp
   if (blocks < 1 && o.kv_bytes > 0) {
     return OutOfRange("kv_bytes", o.kv_bytes, absl::StrCat("at least one block, ", block));
   }
-  blocks = std::min<int64_t>(blocks, int64_t{1} << 24);
   if (blocks < 1 || blocks * block > room) {
     return absl::ResourceExhaustedError(absl::StrCat(
         "too little GPU memory: beside the weights (", GibText(plan.weights), ") ",
@@ -92,6 +92,7 @@ absl::StatusOr<MemoryPlan> PlanMemory(const CudaModel& model, const CudaRunnerOp
         ": lower --kv-bytes, --kv-blocks, --max-batch-tokens or --max-context, or take a smaller "
         "model"));
   }
+  blocks = std::min(blocks, kMostBlocks);
   plan.num_blocks = static_cast<int32_t>(blocks);
   plan.kv = blocks * block;
   plan.free -= plan.workspace + plan.kv;
