@@ -23,7 +23,7 @@ novel, and 2 % of the stories.
 Next-token loss plus {exit_weight} x the mean loss of the early exits after layers {exits} through the shared norm and head;
 dropout {dropout},
 {target_steps} steps in {target_seconds} s. The draft is distilled from the target (0.3 cross entropy + 0.7 KL);
-{draft_steps} steps in {draft_seconds} s. AdamW, cosine, bf16 autocast, one GPU.
+{draft_steps} steps in {draft_seconds} s. {optimizer}, cosine, bf16 autocast, one GPU.
 """
 
 
@@ -47,6 +47,10 @@ def _losses(measured):
         yield (f"| {name} | {m['characters']:,} | {m['target']['bits_per_character']:.4f} | "
                f"{m['target']['cross_entropy_per_token']:.4f} | {m['draft']['bits_per_character']:.4f} |")
     yield ""
+    if "reference" in measured:
+        r = measured["reference"]
+        yield (f"The recipe that this one had to equal, a cross entropy of {r['cross_entropy_per_token']} per token of a "
+               f"vocabulary of {r['vocabulary']:,}, is {r['bits_per_character']:.4f} bits per character of the same novels.\n")
     yield "Agreement of each exit's greedy token with the last layer's: " + ", ".join(
         f"layer {layer} {share:.3f}" for layer, share in measured["exit_agreement"].items()) + ".\n"
 
@@ -71,6 +75,7 @@ def write(measured):
     target, draft = measured["shapes"]["target"], measured["shapes"]["draft"]
     shapes = "\n".join(_shape_row(n, measured["shapes"][n], measured["parameters"][n]) for n in ("target", "draft"))
     head = HEAD.format(
+        optimizer={"muon": "Muon for the layers' matrices and AdamW for the rest", "adamw": "AdamW"}[measured["optimizer"]],
         exit_weight=measured["exit_weight"], dropout=measured["dropout"],
         vocab=target["vocab"], seed=measured["seed"], shapes=shapes, cost=_matrices(draft) / _matrices(target),
         exits=", ".join(map(str, target["exits"])), target_steps=measured["target_training"]["steps"],
