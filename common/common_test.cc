@@ -2,7 +2,9 @@
 
 #include "common/check.h"
 #include "common/clock.h"
+#include "common/flags.h"
 #include "common/hash.h"
+#include "common/process_end.h"
 #include "common/status_macros.h"
 #include "gtest/gtest.h"
 
@@ -48,6 +50,16 @@ TEST(StatusMacros, PropagateAndAssign) {
 
 TEST(CheckDeathTest, PrintsConditionAndValues) {
   EXPECT_DEATH(CHECK_EQ(1 + 1, 3) << "context", "CHECK failed.*2 vs 3 context");
+}
+
+TEST(RunProcessDeathTest, EndsWithTheStatusOfWhatItRan) {
+  const auto exit_with = [](const absl::Status& usage, const absl::Status& result) {
+    std::exit(RunProcess(usage, "test", "off", [&](ProcessEnd*) { return result; }));
+  };
+  const auto bad = absl::InvalidArgumentError("--size is 0"), gone = absl::NotFoundError("gone");
+  EXPECT_EXIT(exit_with({}, {}), testing::ExitedWithCode(0), "");
+  EXPECT_EXIT(exit_with({}, gone), testing::ExitedWithCode(kExitFailure), "error: gone");
+  EXPECT_EXIT(exit_with(bad, gone), testing::ExitedWithCode(kExitUsage), "error: --size is 0");
 }
 
 TEST(Clock, ManualMovesOnlyWhenTold) {

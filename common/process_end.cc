@@ -1,9 +1,11 @@
 #include "common/process_end.h"
 
+#include <cstdio>
 #include <cstdlib>
 #include <thread>
 
 #include "common/flags.h"
+#include "common/log.h"
 
 namespace paceline {
 
@@ -46,6 +48,22 @@ void ProcessEnd::ReadSignals() {
     if (!ready_) std::_Exit(0);
     changed_.notify_all();
   }
+}
+
+int RunProcess(const absl::Status& usage, const std::string& component,
+               const std::string& log_level, const std::function<absl::Status(ProcessEnd*)>& run) {
+  const auto say = [](const absl::Status& status) {
+    std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
+  };
+  if (!usage.ok()) {
+    say(usage);
+    return kExitUsage;
+  }
+  InitLogging(component, log_level);
+  const absl::Status status = run(new ProcessEnd);
+  if (status.ok()) return 0;
+  say(status);
+  return kExitFailure;
 }
 
 }  // namespace paceline

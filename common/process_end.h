@@ -7,7 +7,9 @@
 
 #include <atomic>
 #include <condition_variable>
+#include <functional>
 #include <mutex>
+#include <string>
 
 #include "absl/status/status.h"
 #include "common/clock.h"
@@ -53,5 +55,11 @@ class ProcessEnd {
   bool drain_asked_ = false;
   absl::Status fault_;
 };
+
+// What main does once it has read its flags: starts the logs of `component` and carries out `run`.
+// Returns the exit status. What is wrong with `usage`, or went wrong in `run`, is said on standard
+// error; with `usage` wrong nothing is run.
+int RunProcess(const absl::Status& usage, const std::string& component,
+               const std::string& log_level, const std::function<absl::Status(ProcessEnd*)>& run);
 
 }  // namespace paceline

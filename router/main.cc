@@ -1,11 +1,9 @@
 // paceline-router: flags, then the process.
 
-#include <cstdio>
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "common/flags.h"
-#include "common/log.h"
 #include "router/router_process.h"
 
 namespace paceline {
@@ -51,16 +49,8 @@ int Main(int argc, char** argv) {
   if (!positional.empty()) {
     usage = absl::InvalidArgumentError(absl::StrCat("unexpected argument ", positional[0]));
   }
-  if (!usage.ok()) {
-    std::fprintf(stderr, "error: %s\n", std::string(usage.message()).c_str());
-    return kExitUsage;
-  }
-  InitLogging("router", f.log_level);
-  auto* end = new ProcessEnd;
-  const absl::Status status = RunRouter(f, end);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
-  return kExitFailure;
+  return RunProcess(usage, "router", f.log_level,
+                    [&](ProcessEnd* end) { return RunRouter(f, end); });
 }
 
 }  // namespace

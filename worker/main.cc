@@ -1,11 +1,9 @@
 // paceline-worker: flags -> wiring, signals. Binds its ports first, then loads; serves when loaded.
 
-#include <cstdio>
 #include <cstdlib>
 
 #include "absl/strings/str_cat.h"
 #include "common/flags.h"
-#include "common/log.h"
 #include "common/model_name.h"
 #include "worker/worker_process.h"
 
@@ -76,17 +74,11 @@ int Main(int argc, char** argv) {
   WorkerFlags f;
   Flags flags("paceline-worker: a model replica (target) or a draft model, served over gRPC");
   AddFlags(&f, &flags);
-  if (absl::Status status = CheckFlags(&f, flags.ParseOrExit(argc, argv)); !status.ok()) {
-    std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
-    return kExitUsage;
-  }
-  InitLogging(f.role, f.log_level);
-  auto* end = new ProcessEnd;
-  absl::Status status = CheckSupported(f);
-  if (status.ok()) status = f.role == "draft" ? RunDraft(f, end) : RunTarget(f, end);
-  if (status.ok()) return 0;
-  std::fprintf(stderr, "error: %s\n", std::string(status.message()).c_str());
-  return kExitFailure;
+  const absl::Status usage = CheckFlags(&f, flags.ParseOrExit(argc, argv));
+  return RunProcess(usage, f.role, f.log_level, [&](ProcessEnd* end) {
+    if (absl::Status status = CheckSupported(f); !status.ok()) return status;
+    return f.role == "draft" ? RunDraft(f, end) : RunTarget(f, end);
+  });
 }
 
 }  // namespace

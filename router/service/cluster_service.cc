@@ -58,7 +58,7 @@ grpc::ServerUnaryReactor* ClusterServiceImpl::GetClusterStatus(
   for (const ClusterDirectory::Member& member : api_.directory->Members()) {
     ToProto(member, response->add_workers());
   }
-  // On the loop's thread, so that gRPC's never wait for it.
+  // In a turn of the loop, which is not waited for.
   api_.loop->Post([end, response](RouterCore& core, TimePoint) {
     v1::RouterStatus* router = response->mutable_router();
     router->set_in_flight_request_count(static_cast<int32_t>(core.num_requests()));

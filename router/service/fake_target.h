@@ -90,12 +90,15 @@ class FakeTarget final : public WorkerPort, public std::enable_shared_from_this<
 
   void Run() {
     while (!stopped_) {
+      bool queued = false;
       {
         std::lock_guard lock(mutex_);
+        queued = !requests_.empty();
         for (auto it = requests_.begin(); it != requests_.end();) {
           it = Step(it->first, &it->second) ? requests_.erase(it) : std::next(it);
         }
       }
+      if (queued) loop_->RunQueued();  // a turn submits and cancels: not under the lock
       std::this_thread::sleep_for(std::chrono::microseconds(200));
     }
   }
@@ -126,7 +129,7 @@ class FakeTarget final : public WorkerPort, public std::enable_shared_from_this<
     if (delta.tokens.empty()) return;
     r->done[s] = r->emitted[s] == p.max_tokens;
     if (r->done[s]) delta.finish = FinishReason::kLength;
-    loop_->Post([id = id_.load(), handle, delta](RouterCore& core, TimePoint now) {
+    loop_->Queue([id = id_.load(), handle, delta](RouterCore& core, TimePoint now) {
       core.WorkerDelta(id, handle, delta, now);
     });
   }
@@ -135,7 +138,7 @@ class FakeTarget final : public WorkerPort, public std::enable_shared_from_this<
     usage.cached_tokens = 1;
     usage.drafted_tokens = 4;
     usage.accepted_tokens = 3;
-    loop_->Post([id = id_.load(), handle, status, usage](RouterCore& core, TimePoint now) {
+    loop_->Queue([id = id_.load(), handle, status, usage](RouterCore& core, TimePoint now) {
       core.WorkerFinished(id, handle, status, usage, now);
     });
   }

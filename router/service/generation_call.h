@@ -16,8 +16,8 @@
 namespace paceline {
 
 // Begin comes first, on gRPC's thread; the request's message lives until End. What follows comes
-// from a text thread or the loop's, one at a time; OnCancel from anywhere. Held by its reactor and,
-// while the core knows the request, by the loop.
+// from a text thread or the loop's turns, one at a time; OnCancel from anywhere. Held by its
+// reactor and, while the core knows the request, by the loop.
 class GenerationCall : public RequestSink, public std::enable_shared_from_this<GenerationCall> {
  public:
   GenerationCall(const ApiContext* api, grpc::CallbackServerContext* context, std::string method)

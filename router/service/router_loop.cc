@@ -1,11 +1,18 @@
 #include "router/service/router_loop.h"
 
 #include <algorithm>
+#include <climits>
 #include <utility>
 
 #include "common/check.h"
 
 namespace paceline {
+namespace {
+
+// Of one turn of a thread that posted; the thread is not ours to keep.
+constexpr int kMaxBatches = 16;
+
+}  // namespace
 
 RouterLoop::RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock,
                        RequestProbe* requests)
@@ -16,17 +23,28 @@ RouterLoop::~RouterLoop() { Stop(); }
 // ---- From any thread ----
 
 void RouterLoop::Post(Event event) {
-  std::lock_guard lock(mutex_);
-  if (stopped_) return;
-  events_.push_back(std::move(event));
-  if (events_.size() == 1) work_.notify_one();
+  Queue(std::move(event));
+  RunQueued();
 }
 
-void RouterLoop::PostFrame(TimePoint read, Event event) {
-  Post([this, read, event = std::move(event)](RouterCore& core, TimePoint now) {
+void RouterLoop::Queue(Event event) {
+  std::lock_guard lock(mutex_);
+  if (!stopped_) events_.push_back(std::move(event));
+}
+
+void RouterLoop::QueueFrame(TimePoint read, Event event) {
+  Queue([this, read, event = std::move(event)](RouterCore& core, TimePoint now) {
     frame_read_ = read;
     event(core, now);
   });
+}
+
+void RouterLoop::RunQueued() {
+  std::unique_lock lock(mutex_);
+  // Whoever has the turn looks into the queue before it gives the turn up.
+  if (in_turn_ || events_.empty()) return;
+  in_turn_ = true;
+  TakeTurn(&lock, kMaxBatches);
 }
 
 RequestKey RouterLoop::Start(ClientRequest request, std::shared_ptr<RequestSink> sink) {
@@ -48,7 +66,8 @@ RequestKey RouterLoop::Start(ClientRequest request, std::shared_ptr<RequestSink>
     sinks_.emplace(key, std::move(sink));
     core.Start(key, std::move(request), now);
   });
-  if (events_.size() == 1) work_.notify_one();
+  lock.unlock();
+  RunQueued();
   return key;
 }
 
@@ -85,21 +104,17 @@ void RouterLoop::Relist(std::vector<WorkerAddress> addresses, PortFactory ports)
 
 void RouterLoop::Read(const std::function<void(const RouterCore& core, TimePoint now)>& read) {
   bool done = false;
+  Post([&](RouterCore& core, TimePoint now) {
+    read(core, now);
+    std::lock_guard lock(mutex_);
+    done = true;
+    quiet_.notify_all();
+  });
   std::unique_lock lock(mutex_);
-  if (!stopped_) {
-    events_.push_back([&](RouterCore& core, TimePoint now) {
-      read(core, now);
-      std::lock_guard done_lock(mutex_);
-      done = true;
-      quiet_.notify_all();
-    });
-    work_.notify_one();
-    quiet_.wait(lock, [&] { return done; });
-    return;
-  }
-  quiet_.wait(lock, [&] { return ended_; });
+  quiet_.wait(lock, [&] { return done || ended_; });
+  if (done) return;
   lock.unlock();
-  read(core_, clock_.Now());
+  read(core_, clock_.Now());  // it came behind Stop
 }
 
 void RouterLoop::StartDrain() {
@@ -108,7 +123,7 @@ void RouterLoop::StartDrain() {
 
 bool RouterLoop::AwaitIdle(Duration limit) {
   std::unique_lock lock(mutex_);
-  return quiet_.wait_for(lock, limit, [&] { return events_.empty() && !in_batch_ && !held_; });
+  return quiet_.wait_for(lock, limit, [&] { return events_.empty() && !in_turn_ && !held_; });
 }
 
 void RouterLoop::OnServingChanged(std::function<void(bool serving)> callback) {
@@ -122,7 +137,7 @@ void RouterLoop::Stop() {
   {
     std::lock_guard lock(mutex_);
     stopped_ = true;
-    work_.notify_one();
+    thread_wanted_.notify_one();
   }
   std::call_once(joined_, [this] { thread_.join(); });
 }
@@ -130,20 +145,11 @@ void RouterLoop::Stop() {
 // ---- The loop's thread ----
 
 void RouterLoop::Run() {
-  std::vector<Event> batch;
   std::unique_lock lock(mutex_);
   while (true) {
-    AwaitEvents(&lock);
+    AwaitTurn(&lock);
     if (stopped_ && events_.empty()) break;
-    batch.swap(events_);
-    in_batch_ = true;
-    lock.unlock();
-    RunBatch(&batch);
-    batch.clear();
-    lock.lock();
-    in_batch_ = false;
-    held_ = core_.num_requests() > 0;
-    if (!held_) quiet_.notify_all();
+    TakeTurn(&lock, INT_MAX);
   }
   lock.unlock();
   EndAll(ServingError::Draining(), &core_, clock_.Now());
@@ -151,18 +157,52 @@ void RouterLoop::Run() {
   FlushPorts();
   ports_.clear();
   lock.lock();
+  in_turn_ = false;
   held_ = false;
   ended_ = true;
   quiet_.notify_all();
 }
 
-// Until there are events, the core wants to be woken, or the end.
-void RouterLoop::AwaitEvents(std::unique_lock<std::mutex>* lock) {
-  const auto something = [this] { return stopped_ || !events_.empty(); };
-  const TimePoint wake = core_.NextWake();
-  if (wake == kNoDeadline) return work_.wait(*lock, something);
-  const Duration left = wake - clock_.Now();
-  if (left > Duration::zero()) work_.wait_for(*lock, left, something);
+// Until the turn is handed over, or it is free and the core wants to be woken or all ends.
+void RouterLoop::AwaitTurn(std::unique_lock<std::mutex>* lock) {
+  while (!handed_over_) {
+    const Duration left = wake_ == kNoDeadline ? Duration::max() : wake_ - clock_.Now();
+    if (!in_turn_ && (stopped_ || left <= Duration::zero())) break;
+    // Behind a turn of others wake_ is another; they wake this thread if it is earlier.
+    armed_ = in_turn_ ? kNoDeadline : wake_;
+    if (armed_ == kNoDeadline) {
+      thread_wanted_.wait(*lock);
+    } else {
+      thread_wanted_.wait_for(*lock, left);
+    }
+  }
+  armed_ = TimePoint::min();  // awake
+  handed_over_ = false;
+  in_turn_ = true;
+}
+
+// ---- In a turn ----
+
+// Works off the queue and gives the turn up, or over to the loop's thread.
+void RouterLoop::TakeTurn(std::unique_lock<std::mutex>* lock, int max_batches) {
+  for (int i = 0; i < max_batches; ++i) {
+    batch_.swap(events_);
+    lock->unlock();
+    RunBatch(&batch_);
+    batch_.clear();
+    const bool held = core_.num_requests() > 0;
+    const TimePoint wake = core_.NextWake();
+    lock->lock();
+    held_ = held;
+    wake_ = wake;
+    if (!events_.empty()) continue;
+    in_turn_ = false;
+    if (!held_) quiet_.notify_all();
+    if (stopped_ || wake_ < armed_) thread_wanted_.notify_one();
+    return;
+  }
+  handed_over_ = true;
+  thread_wanted_.notify_one();
 }
 
 void RouterLoop::RunBatch(std::vector<Event>* batch) {

@@ -1,8 +1,11 @@
-// The thread that owns the RouterCore. Whatever happens (clients, workers, time) is posted to it
-// and applied in order; what the core wants done is carried out on it: submits and cancels go to
-// worker ports, deltas and last words to request sinks. No I/O and no text work beyond SampleText
-// happens here. Thread-safe: all public functions may be called from any thread and never block on
-// the core.
+// The turns of the RouterCore. Whatever happens (clients, workers, time) is queued and applied in
+// order, by one thread at a time: whoever posts while nobody has the turn takes it and works off
+// the queue, so that an event costs no switch of threads; after a bounded while it hands over to
+// the loop's own thread, which also keeps the time. What the core wants done is carried out in the
+// turn: submits and cancels go to worker ports, deltas and last words to request sinks. No I/O and
+// no text work beyond SampleText happens there. Thread-safe: all public functions may be called
+// from any thread, also in a turn, and never wait for one but where they say so. Since a post may
+// take the turn, it must not be made under a lock that a port or a sink takes: see Queue.
 #pragma once
 
 #include <condition_variable>
@@ -19,8 +22,8 @@
 
 namespace paceline {
 
-// One client's call, as the loop sees it. Called on the loop's thread; must not block, and must not
-// call the loop back synchronously for an answer. After OnFinish nothing follows.
+// One client's call, as the loop sees it. Called in a turn; must not block, and must not call the
+// loop back synchronously for an answer. After OnFinish nothing follows.
 class RequestSink {
  public:
   virtual ~RequestSink() = default;
@@ -28,7 +31,7 @@ class RequestSink {
   virtual void OnFinish(FinishAction action) = 0;
 };
 
-// The way to one worker. Called on the loop's thread; must not block. Submits and cancels gathered
+// The way to one worker. Called in a turn; must not block. Submits and cancels gathered
 // since the last Flush go out as one frame.
 class WorkerPort {
  public:
@@ -40,7 +43,7 @@ class WorkerPort {
 
 class RouterLoop {
  public:
-  // The probes may be null and outlive the loop; they are called on the loop's thread. Of
+  // The probes may be null and outlive the loop; they are called in a turn. Of
   // `requests` the loop tells OverheadStage::kRoute and kForward.
   RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock,
              RequestProbe* requests = nullptr);
@@ -57,7 +60,7 @@ class RouterLoop {
   void AbortAll(ServingError error);
 
   // Workers. The whole list as discovered; `ports` makes the port of a worker that is new. The port
-  // of a worker that is no longer listed is dropped, on the loop's thread, behind its last request.
+  // of a worker that is no longer listed is dropped, in a turn, behind its last request.
   using PortFactory =
       std::function<std::shared_ptr<WorkerPort>(WorkerId worker, const WorkerAddress& address)>;
   void Relist(std::vector<WorkerAddress> addresses, PortFactory ports);
@@ -66,18 +69,20 @@ class RouterLoop {
   // Post; the core's actions are carried out before the next event. After Stop it is dropped.
   using Event = std::function<void(RouterCore& core, TimePoint now)>;
   void Post(Event event);
-  // As Post, for a worker's frame that was read at `read`.
-  void PostFrame(TimePoint read, Event event);
+  // Post in two steps, for who must queue under a lock: RunQueued follows outside of it.
+  void Queue(Event event);
+  // As Queue, for a worker's frame that was read at `read`.
+  void QueueFrame(TimePoint read, Event event);
+  void RunQueued();
 
-  // Runs `read` on the loop's thread and waits for it (after Stop: on the caller's). Not from the
-  // loop's thread.
+  // Runs `read` in a turn and waits for it. Not in a turn.
   void Read(const std::function<void(const RouterCore& core, TimePoint now)>& read);
 
   // Refuses new requests from now on.
   void StartDrain();
   // True once no request is left, or false after `limit`.
   bool AwaitIdle(Duration limit);
-  // Called on the loop's thread, first with Serving() as it is, then whenever it changes. Set once.
+  // Called in a turn, first with Serving() as it is, then whenever it changes. Set once.
   void OnServingChanged(std::function<void(bool serving)> callback);
 
   // Ends the thread. Requests still held end with DRAINING first.
@@ -85,7 +90,8 @@ class RouterLoop {
 
  private:
   void Run();
-  void AwaitEvents(std::unique_lock<std::mutex>* lock);
+  void AwaitTurn(std::unique_lock<std::mutex>* lock);
+  void TakeTurn(std::unique_lock<std::mutex>* lock, int max_batches);
   void RunBatch(std::vector<Event>* batch);
   void Apply(const Event& event);
   void CarryOut(std::vector<RouterAction> actions);
@@ -97,15 +103,19 @@ class RouterLoop {
   const Clock& clock_;
   RequestProbe* const requests_;
   std::mutex mutex_;
-  std::condition_variable work_, quiet_;
+  std::condition_variable thread_wanted_, quiet_;
   std::vector<Event> events_;
-  bool stopped_ = false;   // no event is taken any more
-  bool ended_ = false;     // the thread is past its last event
-  bool in_batch_ = false;  // the thread works on events it has taken
-  bool held_ = false;      // it held requests behind the last batch
+  bool stopped_ = false;           // no event is taken any more
+  bool ended_ = false;             // the thread is past its last event
+  bool in_turn_ = false;           // a thread works on events
+  bool handed_over_ = false;       // the turn is the loop's thread's, which is to go on with it
+  bool held_ = false;              // there were requests behind the last batch
+  TimePoint wake_ = kNoDeadline;   // when the core wants to be woken, as of the last batch
+  TimePoint armed_ = kNoDeadline;  // until when the thread sleeps unless it is woken
   RequestKey next_key_ = 1;
 
-  // The loop's thread.
+  // Whoever has the turn.
+  std::vector<Event> batch_;
   RouterCore core_;
   std::unordered_map<RequestKey, std::shared_ptr<RequestSink>> sinks_;
   std::unordered_map<WorkerId, std::shared_ptr<WorkerPort>> ports_;

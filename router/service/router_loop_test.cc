@@ -28,7 +28,7 @@ struct NotingPort final : WorkerPort {
   void Flush() override { frames.push_back(std::exchange(next, {})); }
 
   Frame next;
-  std::vector<Frame> frames;  // the loop's thread; others look through RouterLoop::Read
+  std::vector<Frame> frames;  // in turns; others look through RouterLoop::Read
 };
 
 struct NotingSink final : RequestSink {
@@ -95,7 +95,7 @@ class RouterLoopTest : public ::testing::Test {
     };
   }
 
-  std::map<WorkerId, std::shared_ptr<NotingPort>> ports;  // the loop's thread
+  std::map<WorkerId, std::shared_ptr<NotingPort>> ports;  // in turns
   int made = 0;
   RouterLoop loop{{}, nullptr, SteadyClock::Get()};
 };
@@ -121,9 +121,11 @@ TEST_F(RouterLoopTest, WhatComesTogetherGoesOutAsOneFrame) {
   Relist({"a:1"});
   Ready(0);
   std::promise<void> entered, gate;
-  loop.Post([&](RouterCore&, TimePoint) {
-    entered.set_value();
-    gate.get_future().wait();
+  std::thread poster([&] {
+    loop.Post([&](RouterCore&, TimePoint) {
+      entered.set_value();
+      gate.get_future().wait();
+    });
   });
   entered.get_future().wait();  // what follows makes the next batch
   std::vector<std::shared_ptr<NotingSink>> sinks;
@@ -134,6 +136,7 @@ TEST_F(RouterLoopTest, WhatComesTogetherGoesOutAsOneFrame) {
   }
   loop.CancelByClient(keys[2]);
   gate.set_value();
+  poster.join();
   Sync();
   ASSERT_THAT(ports[0]->frames, SizeIs(1));
   EXPECT_THAT(ports[0]->frames[0].submits, SizeIs(5));
@@ -241,6 +244,43 @@ TEST_F(RouterLoopTest, AWorkerThatComesBackInTimeKeepsItsPort) {
   Sync();
   EXPECT_EQ(made, 1);
   EXPECT_EQ(ports[0].use_count(), 2);
+}
+
+TEST_F(RouterLoopTest, WhoeverPostsTakesTheTurn) {
+  const auto here = std::this_thread::get_id();
+  std::vector<int> order;
+  loop.Post([&](RouterCore&, TimePoint) {
+    EXPECT_EQ(std::this_thread::get_id(), here);
+    loop.Post([&](RouterCore&, TimePoint) { order.push_back(2); });  // behind this one
+    order.push_back(1);
+  });
+  EXPECT_THAT(order, ElementsAre(1, 2));
+}
+
+TEST_F(RouterLoopTest, WhatIsQueuedWaitsForTheNextTurn) {
+  std::vector<int> order;
+  loop.Queue([&](RouterCore&, TimePoint) { order.push_back(1); });
+  EXPECT_THAT(order, SizeIs(0));
+  EXPECT_FALSE(loop.AwaitIdle(Duration::zero()));
+  loop.Post([&](RouterCore&, TimePoint) { order.push_back(2); });
+  EXPECT_THAT(order, ElementsAre(1, 2));
+  loop.RunQueued();
+  EXPECT_TRUE(loop.AwaitIdle(kPatience));
+}
+
+// An event that always posts another would keep its thread for ever.
+TEST_F(RouterLoopTest, APosterHandsOverToTheLoopsThread) {
+  const auto here = std::this_thread::get_id();
+  std::atomic<bool> enough = false;
+  std::promise<std::thread::id> last;
+  std::function<void(RouterCore&, TimePoint)> again = [&](RouterCore&, TimePoint) {
+    if (!enough) return loop.Post(again);
+    last.set_value(std::this_thread::get_id());
+  };
+  loop.Post(again);
+  enough = true;
+  EXPECT_NE(last.get_future().get(), here);
+  EXPECT_TRUE(loop.AwaitIdle(kPatience));
 }
 
 // Threads start, cancel and abort while workers answer, come and go.

@@ -107,7 +107,7 @@ class WorkerLink::Session {
     WatchStatusResponse report;
   };
 
-  // The hold lets the loop's thread write outside of reactions.
+  // The hold lets the loop write outside of reactions.
   struct Stream final : grpc::ClientBidiReactor<OpenStreamRequest, OpenStreamResponse> {
     explicit Stream(Session* s)
         : session(s),
@@ -162,7 +162,7 @@ WorkerLink::WorkerLink(std::string address, RouterLoop* loop, WorkerId worker,
 
 WorkerLink::~WorkerLink() { CHECK(session_ == nullptr) << "the link is open"; }
 
-// ---- The loop's thread ----
+// ---- In the loop's turns ----
 
 void WorkerLink::Submit(AttemptHandle handle, const GenerationRequest& request) {
   ToProto(handle, request, SteadyClock::Get().Now(), pending_.add_submits());
@@ -198,15 +198,17 @@ void WorkerLink::Reported(Session* session, WatchStatusResponse* report) {
                  absl::CHexEscape(report_.info().model()));
   }
   if (loop_ == nullptr) return;
-  // Under the lock, so that nothing gets behind the session's loss.
-  loop_->Post([self = shared_from_this(), opened = first ? session_ : nullptr,
-               snapshot = std::move(snapshot)](RouterCore& core, TimePoint at) mutable {
+  // Queued under the lock, so that nothing gets behind the session's loss.
+  loop_->Queue([self = shared_from_this(), opened = first ? session_ : nullptr,
+                snapshot = std::move(snapshot)](RouterCore& core, TimePoint at) mutable {
     if (opened != nullptr) {
       self->current_ = std::move(opened);
       core.WorkerConnected(self->worker_, at);
     }
     core.WorkerReported(self->worker_, std::move(snapshot), at);
   });
+  lock.unlock();
+  loop_->RunQueued();
 }
 
 void WorkerLink::Received(Session* session, const OpenStreamResponse& frame) {
@@ -231,16 +233,21 @@ void WorkerLink::Received(Session* session, const OpenStreamResponse& frame) {
     f.usage = *usage;
     finished.push_back(std::move(f));
   }
-  std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   if (session_.get() != session || lost_) return;
   // Before the first report the core does not take the worker for connected, and has sent it
   // nothing.
   if (!connected_) return;
-  loop_->PostFrame(read, [worker = worker_, deltas = std::move(deltas),
-                          finished = std::move(finished)](RouterCore& core, TimePoint now) mutable {
-    for (auto& [handle, delta] : deltas) core.WorkerDelta(worker, handle, std::move(delta), now);
-    for (const Finish& f : finished) core.WorkerFinished(worker, f.handle, f.status, f.usage, now);
-  });
+  loop_->QueueFrame(read,
+                    [worker = worker_, deltas = std::move(deltas), finished = std::move(finished)](
+                        RouterCore& core, TimePoint now) mutable {
+                      for (auto& [handle, delta] : deltas)
+                        core.WorkerDelta(worker, handle, std::move(delta), now);
+                      for (const Finish& f : finished)
+                        core.WorkerFinished(worker, f.handle, f.status, f.usage, now);
+                    });
+  lock.unlock();
+  loop_->RunQueued();
 }
 
 void WorkerLink::Lose(Session* session, const std::string& cause) {
@@ -250,6 +257,7 @@ void WorkerLink::Lose(Session* session, const std::string& cause) {
     if (!NoteLost(session, cause)) return;
     held = session_;
   }
+  if (loop_ != nullptr) loop_->RunQueued();
   held->Cancel();
 }
 
@@ -265,7 +273,7 @@ bool WorkerLink::NoteLost(Session* session, const std::string& cause) {
   // A worker that comes and goes is not asked ever faster.
   if (SteadyClock::Get().Now() - opened_ > options_.last_backoff) backoff_ = options_.first_backoff;
   if (loop_ == nullptr) return true;
-  loop_->Post([self = shared_from_this(), cause](RouterCore& core, TimePoint now) {
+  loop_->Queue([self = shared_from_this(), cause](RouterCore& core, TimePoint now) {
     self->current_.reset();
     core.WorkerLost(self->worker_, cause, now);
   });

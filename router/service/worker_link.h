@@ -41,8 +41,8 @@ class WorkerLink final : public WorkerPort, public std::enable_shared_from_this<
 
   const std::string& address() const { return address_; }
 
-  // The loop's thread. What belongs to a session that is over is dropped: the loop is about to hear
-  // of its loss.
+  // In the loop's turns. What belongs to a session that is over is dropped: the loop is about to
+  // hear of its loss.
   void Submit(AttemptHandle handle, const GenerationRequest& request) override;
   void Cancel(AttemptHandle handle) override;
   void Flush() override;
@@ -87,7 +87,7 @@ class WorkerLink final : public WorkerPort, public std::enable_shared_from_this<
   TimePoint opened_{}, reported_{}, reopen_at_{};
   Duration backoff_{};
 
-  // The loop's thread.
+  // In the loop's turns.
   std::shared_ptr<Session> current_;  // the one that the core takes for connected
   worker::v1::OpenStreamRequest pending_;
 };

@@ -6,12 +6,12 @@
 #include <cstdlib>
 #include <functional>
 #include <map>
-#include <queue>
 #include <random>
 
 #include "absl/strings/str_cat.h"
 #include "router/core/router_core.h"
 #include "tests/sim/hash_model.h"
+#include "tests/sim/virtual_time.h"
 
 namespace paceline {
 namespace {
@@ -43,7 +43,7 @@ class Simulation {
   void Run() {
     std::vector<WorkerAddress> addresses;
     for (int i = 0; i < options_.workers; ++i) addresses.push_back({absl::StrCat("w", i)});
-    core_.Relist(addresses, now_);
+    core_.Relist(addresses, Now());
     for (int i = 0; i < options_.workers; ++i) {
       At(Random(0, 300), [this, i] { Boot(i); });
     }
@@ -55,10 +55,10 @@ class Simulation {
     for (int i = 0; i < options_.lies; ++i) {
       At(Random(0, span), [this] { workers_[AnyWorker()].lie = true; });
     }
-    const TimePoint end = now_ + options_.span + seconds(120);
-    while (!events_.empty() && now_ < end) {
+    const TimePoint end = Now() + options_.span + seconds(120);
+    while (time_.Next() != kNoDeadline && Now() < end) {
       Turn();
-      if (clients_left_ == 0 && now_ > TimePoint{} + options_.span + seconds(2)) break;
+      if (clients_left_ == 0 && Now() > TimePoint{} + options_.span + seconds(2)) break;
     }
   }
 
@@ -93,33 +93,18 @@ class Simulation {
     TimePoint line_free{};  // to the router: messages stay in order
     std::map<AttemptHandle, Session> sessions;
   };
-  struct Event {
-    TimePoint at;
-    int64_t order;
-    std::function<void()> what;
-    bool operator>(const Event& o) const { return std::tie(at, order) > std::tie(o.at, o.order); }
-  };
 
   int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
   bool Chance(double p) { return std::uniform_real_distribution<>(0, 1)(rng_) < p; }
   int AnyWorker() { return Random(0, options_.workers - 1); }
-  void AtTime(TimePoint at, std::function<void()> what) {
-    events_.push({std::max(at, now_), order_++, std::move(what)});
-  }
-  void At(int ms, std::function<void()> what) { AtTime(now_ + milliseconds(ms), std::move(what)); }
+  TimePoint Now() const { return time_.Now(); }
+  void At(int ms, std::function<void()> what) { time_.In(milliseconds(ms), std::move(what)); }
 
   // One event or one wake of the router, whichever is earlier.
   void Turn() {
-    const TimePoint wake = core_.NextWake();
-    if (wake <= events_.top().at) {
-      now_ = std::max(now_, wake);
-      core_.Tick(now_);
-    } else {
-      Event e = events_.top();
-      events_.pop();
-      now_ = std::max(now_, e.at);
-      e.what();
-    }
+    const TimePoint wake = std::max(core_.NextWake(), Now());
+    if (wake < time_.Next()) time_.At(wake, [this] { core_.Tick(Now()); });
+    time_.Turn();
     Perform();
   }
 
@@ -173,25 +158,25 @@ class Simulation {
     const bool deadline = Chance(options_.deadline_share);
     const bool cancel = Chance(options_.cancel_share);
     At(start, [this, key, r, deadline]() mutable {
-      if (deadline) r.generation.deadline = now_ + milliseconds(Random(1, 400));
+      if (deadline) r.generation.deadline = Now() + milliseconds(Random(1, 400));
       Client& c = clients_[key];
       c.request = r;
       c.got.resize(r.generation.num_samples);
       c.finish.resize(r.generation.num_samples, FinishReason::kNone);
-      core_.Start(key, r, now_);
+      core_.Start(key, r, Now());
     });
     if (!cancel) return;
     At(start + Random(0, 300), [this, key] {
       if (clients_[key].done) return;
       clients_[key].cancelled = true;
-      core_.CancelByClient(key, now_);
+      core_.CancelByClient(key, Now());
     });
   }
 
   // ---- The wire ----
   void ToWorker(WorkerId id, std::function<void(SimWorker&)> what) {
     const int life = workers_[id].life;
-    AtTime(now_ + microseconds(300), [this, id, life, what] {
+    time_.At(Now() + microseconds(300), [this, id, life, what] {
       SimWorker& w = workers_[id];
       if (w.up && w.life == life) what(w);
     });
@@ -199,16 +184,16 @@ class Simulation {
   // In order; a dead worker's last words arrive, or not, or even after its death was noticed.
   void ToRouter(WorkerId id, std::function<void()> what) {
     SimWorker& w = workers_[id];
-    w.line_free = std::max(w.line_free, now_ + microseconds(Random(100, 900)));
+    w.line_free = std::max(w.line_free, Now() + microseconds(Random(100, 900)));
     const int life = w.life;
     const bool outlives = Chance(0.5);
-    AtTime(w.line_free, [this, id, life, outlives, what] {
+    time_.At(w.line_free, [this, id, life, outlives, what] {
       if (workers_[id].life == life || outlives) what();
     });
   }
   void Finish(WorkerId id, AttemptHandle handle, absl::Status status) {
     ToRouter(id, [this, id, handle, status] {
-      core_.WorkerFinished(id, handle, status, GenerationUsage{}, now_);
+      core_.WorkerFinished(id, handle, status, GenerationUsage{}, Now());
     });
   }
 
@@ -219,8 +204,8 @@ class Simulation {
     w.up = true;
     w.paused = w.draining = w.lie = false;
     ++w.life;
-    w.line_free = now_;
-    ToRouter(id, [this, id] { core_.WorkerConnected(id, now_); });
+    w.line_free = Now();
+    ToRouter(id, [this, id] { core_.WorkerConnected(id, Now()); });
     const int life = w.life;
     At(20, [this, id, life] { Report(id, life); });
     At(20, [this, id, life] { Step(id, life); });
@@ -232,8 +217,8 @@ class Simulation {
     w.up = false;
     ++w.life;
     w.sessions.clear();
-    AtTime(now_ + milliseconds(Random(1, 5)),
-           [this, id] { core_.WorkerLost(id, "connection reset", now_); });
+    time_.At(Now() + milliseconds(Random(1, 5)),
+             [this, id] { core_.WorkerLost(id, "connection reset", Now()); });
     At(Random(50, 1500), [this, id] { Boot(id); });
   }
   void Pause(WorkerId id) {
@@ -247,7 +232,7 @@ class Simulation {
   void Drain(WorkerId id) {
     const int life = workers_[id].life;
     workers_[id].draining = true;
-    core_.SetWorkerDrain(id, true, now_);
+    core_.SetWorkerDrain(id, true, Now());
     At(Random(10, 500), [this, id, life] {
       SimWorker& w = workers_[id];
       if (w.up && w.life == life) {
@@ -257,7 +242,7 @@ class Simulation {
         w.sessions.clear();
         w.draining = false;
       }
-      core_.SetWorkerDrain(id, false, now_);
+      core_.SetWorkerDrain(id, false, Now());
     });
   }
   void Report(WorkerId id, int life) {
@@ -272,7 +257,7 @@ class Simulation {
       s.ready = true;
       s.draining = w.draining;
       s.running = static_cast<int32_t>(w.sessions.size());
-      ToRouter(id, [this, id, s] { core_.WorkerReported(id, s, now_); });
+      ToRouter(id, [this, id, s] { core_.WorkerReported(id, s, Now()); });
     }
     At(100, [this, id, life] { Report(id, life); });
   }
@@ -308,8 +293,8 @@ class Simulation {
         it = done ? w.sessions.erase(it) : std::next(it);
       }
     }
-    AtTime(now_ + milliseconds(4) + microseconds(200 * w.sessions.size()),
-           [this, id, life] { Step(id, life); });
+    time_.At(Now() + milliseconds(4) + microseconds(200 * w.sessions.size()),
+             [this, id, life] { Step(id, life); });
   }
   bool Advance(WorkerId id, AttemptHandle handle, SimWorker* w, Session* s) {
     if (--s->steps_to_first >= 0) return false;
@@ -338,7 +323,7 @@ class Simulation {
         ++lies_told;
         delta.first_index += Chance(0.5) ? 1 : -1;
       }
-      ToRouter(id, [this, id, handle, delta] { core_.WorkerDelta(id, handle, delta, now_); });
+      ToRouter(id, [this, id, handle, delta] { core_.WorkerDelta(id, handle, delta, Now()); });
     }
     for (bool ended : s->ended) {
       if (!ended) return false;
@@ -351,12 +336,10 @@ class Simulation {
   std::mt19937_64 rng_;
   HashModel model_;
   RouterCore core_;
-  TimePoint now_{};
-  int64_t order_ = 0;
+  VirtualTime time_;
   int clients_left_ = 0;
   std::vector<SimWorker> workers_;
   std::map<RequestKey, Client> clients_;
-  std::priority_queue<Event, std::vector<Event>, std::greater<>> events_;
 };
 
 struct Outcome {

@@ -1,6 +1,7 @@
 // Time that moves from event to event, for simulations of many processes in one thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <functional>
 #include <queue>
@@ -21,6 +22,9 @@ class VirtualTime final : public Clock {
     events_.push({std::max(when, now_), next_order_++, std::move(what)});
   }
   void In(Duration delay, std::function<void()> what) { At(now_ + delay, std::move(what)); }
+
+  // When the earliest event is; kNoDeadline: there is none.
+  TimePoint Next() const { return events_.empty() ? kNoDeadline : events_.top().at; }
 
   // Runs the earliest event; false when there is none.
   bool Turn() {
