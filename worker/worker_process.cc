@@ -1,5 +1,6 @@
 #include "worker/worker_process.h"
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 
@@ -42,6 +43,14 @@ double SyntheticAcceptance(const WorkerFlags& f) {
   return f.role == "draft" ? f.synthetic_acceptance : SyntheticTokens::kTruth;
 }
 
+// A sequence at a draft worker has a slot for its chain and one for each outcome drafted for; with
+// fewer they are bound again and again.
+int32_t MaxSlots(const WorkerFlags& f) {
+  constexpr int64_t kSlotsPerDraftedSequence = 9, kMost = 65535;
+  if (f.role != "draft") return f.max_sequences;
+  return static_cast<int32_t>(std::min(kMost, f.max_sequences * kSlotsPerDraftedSequence));
+}
+
 absl::StatusOr<std::unique_ptr<Runner>> LoadCpuRunner(const WorkerFlags& f) {
   ASSIGN_OR_RETURN(auto model, LoadCpuModel(f.model));
   CpuRunnerOptions options;
@@ -49,7 +58,7 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadCpuRunner(const WorkerFlags& f) {
   if (f.kv_bytes != 0) options.kv_bytes = f.kv_bytes;
   options.num_blocks = f.kv_blocks;
   options.block_size = f.block_size;
-  options.max_slots = f.max_sequences;
+  options.max_slots = MaxSlots(f);
   options.max_context = f.max_context;
   options.synthetic_acceptance = SyntheticAcceptance(f);
   ASSIGN_OR_RETURN(auto runner, CpuRunner::Create(std::move(model), options));
@@ -64,7 +73,7 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
   options.kv_bytes = f.kv_bytes;
   options.num_blocks = f.kv_blocks;
   options.block_size = f.block_size;
-  options.max_slots = f.max_sequences;
+  options.max_slots = MaxSlots(f);
   options.max_context = f.max_context;
   options.max_batch_rows = f.max_batch_tokens;
   options.synthetic_acceptance = SyntheticAcceptance(f);

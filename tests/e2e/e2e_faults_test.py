@@ -92,6 +92,39 @@ class DraftWorkerTest(FaultTest):
 
             self.assertTrue(eventually(drafts_again, 20))
 
+    def test_frozen_is_left_for_another(self):
+        def proposals(draft):
+            return metric(draft.metrics, "paceline_draft_proposals_total")
+
+        with Cluster(targets=1, drafts=2) as cluster, Router(cluster.router) as router:
+            whole = self.reference(router)
+            stream = Stream(router, request(speculation="always"))
+            stream.read_until(100)
+            serving, other = sorted(cluster.role("draft"), key=proposals, reverse=True)
+            self.assertGreater(proposals(serving), 0)
+            before = proposals(other)
+            serving.signal(signal.SIGSTOP)
+            try:
+                moment = stream.now()
+                self.assert_equal(stream.finish(), whole)
+                self.print_gap("one of two draft workers frozen", stream, moment)
+
+                def other_drafts():
+                    again = Stream(router, request(speculation="always")).finish()
+                    self.assert_equal(again, whole)
+                    return again.summary.usage.accepted_token_count > 0 and proposals(other) > before
+
+                self.assertTrue(eventually(other_drafts, 20))
+            finally:
+                serving.signal(signal.SIGCONT)
+            before = proposals(serving)
+
+            def drafts_again():
+                self.assert_equal(Stream(router, request(speculation="always")).finish(), whole)
+                return proposals(serving) > before
+
+            self.assertTrue(eventually(drafts_again, 20))
+
     def test_restarted_is_used_again(self):
         with Cluster(targets=1, drafts=1) as cluster, Router(cluster.router) as router:
             whole = self.reference(router)

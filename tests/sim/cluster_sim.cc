@@ -25,6 +25,7 @@ void Add(const SpecCounters& from, SpecCounters* to) {
   to->outcome_hits += from.outcome_hits;
   to->outcome_misses += from.outcome_misses;
   to->quarantines += from.quarantines;
+  to->silences += from.silences;
   to->moves += from.moves;
   to->reopens += from.reopens;
   to->proposals_received += from.proposals_received;
@@ -75,44 +76,8 @@ bool ClusterSim::Run() {
   for (int i = 0; i < options_.drafters; ++i) BootDrafter(i);
   for (int i = 0; i < options_.targets; ++i) BootTarget(i);
   for (int i = 0; i < options_.requests; ++i) PlanRequest(i + 1);
-  const auto target = [this] { return Random(0, options_.targets - 1); };
-  const auto drafter = [this] { return Random(0, options_.drafters - 1); };
-  AtRandom(options_.target_kills, [=, this] { KillTarget(target()); });
-  AtRandom(options_.target_pauses, [=, this] {
-    Target* t = targets_[target()].get();
-    t->paused = true;
-    time_.In(options_.pause, [t] { t->paused = false; });
-  });
-  AtRandom(options_.target_drains, [=, this] {
-    const int id = target();
-    core_.SetWorkerDrain(id, true, time_.Now());
-    Perform();
-    time_.In(milliseconds(300), [this, id] {
-      core_.SetWorkerDrain(id, false, time_.Now());
-      Perform();
-    });
-  });
-  if (options_.drafters > 0) {
-    AtRandom(options_.drafter_kills, [=, this] { KillDrafter(drafter()); });
-    AtRandom(options_.drafter_pauses, [=, this] {
-      SimDrafter* d = drafters_[drafter()].get();
-      d->paused = true;
-      time_.In(options_.pause, [d] { d->paused = false; });
-    });
-    AtRandom(options_.drafter_drains, [=, this] {
-      const int id = drafter();
-      ForLinksOf(id, [](SimDraftLink& link) { link.SetDraining(true); });
-      time_.In(milliseconds(400),
-               [this, id] { ForLinksOf(id, [](SimDraftLink& link) { link.SetDraining(false); }); });
-    });
-    AtRandom(options_.stream_breaks, [=, this] {
-      Target* t = targets_[target()].get();
-      if (t->engine == nullptr) return;
-      const std::shared_ptr<SimDraftLink> link = t->links[drafter()];
-      link->Break(/*drafter_lives=*/true);
-      time_.In(milliseconds(Random(1, 50)), [link] { link->Connect(); });
-    });
-  }
+  PlanTargetFaults();
+  if (options_.drafters > 0) PlanDrafterFaults();
   const TimePoint least = time_.Now() + options_.span + seconds(1);
   const TimePoint limit = time_.Now() + options_.span + seconds(200);
   while (time_.Now() < limit) {
@@ -120,6 +85,48 @@ bool ClusterSim::Run() {
     CHECK(time_.Turn());
   }
   return false;
+}
+
+// --- Faults ---
+
+template <typename Process>
+void ClusterSim::Pause(Process* process) {
+  process->paused = true;
+  time_.In(options_.pause, [process] { process->paused = false; });
+}
+
+void ClusterSim::PlanTargetFaults() {
+  const auto any = [this] { return Random(0, options_.targets - 1); };
+  AtRandom(options_.target_kills, [=, this] { KillTarget(any()); });
+  AtRandom(options_.target_pauses, [=, this] { Pause(targets_[any()].get()); });
+  AtRandom(options_.target_drains, [=, this] {
+    const int id = any();
+    core_.SetWorkerDrain(id, true, time_.Now());
+    Perform();
+    time_.In(milliseconds(300), [this, id] {
+      core_.SetWorkerDrain(id, false, time_.Now());
+      Perform();
+    });
+  });
+}
+
+void ClusterSim::PlanDrafterFaults() {
+  const auto any = [this] { return Random(0, options_.drafters - 1); };
+  AtRandom(options_.drafter_kills, [=, this] { KillDrafter(any()); });
+  AtRandom(options_.drafter_pauses, [=, this] { Pause(drafters_[any()].get()); });
+  AtRandom(options_.drafter_drains, [=, this] {
+    const int id = any();
+    ForLinksOf(id, [](SimDraftLink& link) { link.SetDraining(true); });
+    time_.In(milliseconds(400),
+             [this, id] { ForLinksOf(id, [](SimDraftLink& link) { link.SetDraining(false); }); });
+  });
+  AtRandom(options_.stream_breaks, [=, this] {
+    Target* t = targets_[Random(0, options_.targets - 1)].get();
+    if (t->engine == nullptr) return;
+    const std::shared_ptr<SimDraftLink> link = t->links[any()];
+    link->Break(/*drafter_lives=*/true);
+    time_.In(milliseconds(Random(1, 50)), [link] { link->Connect(); });
+  });
 }
 
 // --- Clients ---

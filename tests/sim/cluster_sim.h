@@ -70,6 +70,10 @@ class ClusterSim {
   int Random(int low, int high) { return std::uniform_int_distribution<int>(low, high)(rng_); }
   bool Chance(double p) { return std::uniform_real_distribution<>(0, 1)(rng_) < p; }
   void AtRandom(int count, const std::function<void()>& what);
+  void PlanTargetFaults();
+  void PlanDrafterFaults();
+  template <typename Process>
+  void Pause(Process* process);
 
   void PlanRequest(RequestKey key);
   void Perform();

@@ -150,5 +150,27 @@ TEST(ClusterSimTest, TroubleWithDraftersStretchesNoGap) {
   EXPECT_LE(during, 2 * before);
 }
 
+// One of two drafters hangs for good behind a network that lives: its sessions go on at the other.
+TEST(ClusterSimTest, SessionsLeaveADrafterThatHangs) {
+  ClusterSimOptions options = Patient({.targets = 2, .drafters = 2, .requests = 60});
+  options.fixed_requests = true;
+  options.cancel_share = 0;
+  ClusterSim calm(options);
+  options.drafter_pauses = 1;
+  options.pause = seconds(60);
+  ClusterSim hung(options);
+  ASSERT_TRUE(calm.Run());
+  ASSERT_TRUE(hung.Run());
+  ExpectExact(hung);
+  calm.CheckQuiescent();
+  hung.CheckQuiescent();
+  EXPECT_EQ(calm.speculation().silences, 0u);
+  EXPECT_GT(hung.speculation().silences, 0u);
+  EXPECT_GT(hung.speculation().moves, 0u);
+  std::printf("accepted %lu, with a drafter that hangs %lu\n", calm.speculation().accepted,
+              hung.speculation().accepted);
+  EXPECT_GT(hung.speculation().accepted, calm.speculation().accepted / 2);
+}
+
 }  // namespace
 }  // namespace paceline

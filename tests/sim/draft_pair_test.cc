@@ -42,6 +42,7 @@ class EngineLink final : public DraftLink {
 struct Pair {
   DraftStrategy strategy = DraftStrategy::kEnumerate;
   bool ahead = false;
+  bool planned_late = false;  // ahead: each plan waits for the drafts of the outcome in flight
   double agreement = 0.7;
   int32_t drafter_steps = 12;  // per step of the target
   int32_t requests = 4;
@@ -89,7 +90,7 @@ Figures RunPair(const Pair& pair) {
     const RunnerInfo& info() const override { return runner_.info(); }
     absl::Status Launch(const StepPlan& plan) override { return runner_.Launch(plan); }
     absl::StatusOr<StepResult> Wait() override {
-      work_();
+      if (work_) work_();
       return runner_.Wait();
     }
 
@@ -104,7 +105,8 @@ Figures RunPair(const Pair& pair) {
       clock.Advance(std::chrono::microseconds(500));
     }
   };
-  Engine engine(engine_options, std::make_unique<Beside>(options, work), std::move(owned), clock,
+  const std::function<void()> beside = pair.planned_late ? std::function<void()>() : work;
+  Engine engine(engine_options, std::make_unique<Beside>(options, beside), std::move(owned), clock,
                 nullptr, [&](EngineOutput output) {
                   for (const auto& d : output.deltas) {
                     auto& tokens = outputs[{d.request, d.delta.sample}];
@@ -130,6 +132,7 @@ Figures RunPair(const Pair& pair) {
   }
   Figures figures;
   while (finished < pair.requests && figures.steps < 5000) {
+    if (pair.planned_late) work();
     const auto worked = engine.Step();
     EXPECT_TRUE(worked.ok()) << worked.status().ToString();
     if (!worked.ok()) break;
@@ -148,7 +151,12 @@ Figures RunPair(const Pair& pair) {
 double TokensPerStep(const Pair& pair) {
   SCOPED_TRACE("strategy " + std::to_string(static_cast<int>(pair.strategy)) +
                (pair.ahead ? " ahead" : "") + " T " + std::to_string(pair.temperature));
-  return RunPair(pair).TokensPerStep(199 * pair.requests);
+  const double tokens = RunPair(pair).TokensPerStep(199 * pair.requests);
+  constexpr const char* kNames[] = {"default", "chain", "enumerate", "sync"};
+  std::printf("%s%s%s, T %g: %.2f tokens per step\n", kNames[static_cast<int>(pair.strategy)],
+              pair.ahead ? ", ahead" : "", pair.planned_late ? ", planned late" : "",
+              pair.temperature, tokens);
+  return tokens;
 }
 
 TEST(DraftPairTest, DraftsComeInTime) {
@@ -170,6 +178,14 @@ TEST(DraftPairTest, AlsoForStepsLaunchedAhead) {
        {DraftStrategy::kChain, DraftStrategy::kEnumerate, DraftStrategy::kSync}) {
     EXPECT_GT(TokensPerStep({.strategy = strategy, .ahead = true}), 1.3);
   }
+}
+
+// A plan that is made as soon as the step before is launched cannot know the drafts for that step's
+// outcome: the drafter has just been told of it. One made while it runs can.
+TEST(DraftPairTest, OutcomesInFlightAreForeseenByPlansMadeLate) {
+  const double early = TokensPerStep({.ahead = true});
+  const double late = TokensPerStep({.ahead = true, .planned_late = true});
+  EXPECT_GT(late, early + 0.2);
 }
 
 TEST(DraftPairTest, APerfectDrafterIsAlwaysBelieved) {

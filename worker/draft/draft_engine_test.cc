@@ -486,6 +486,25 @@ TEST_F(DraftEngineTest, UnderPressureTheLeastRecentlyHeardLosesItsKv) {
   EXPECT_EQ(engine_->counters().evictions, 2u);
 }
 
+TEST_F(DraftEngineTest, WhoWaitsForRoomIsWokenByAnothersEnd) {
+  HashRunnerOptions runner = RunnerOptions();
+  runner.num_blocks = 40;  // 160 slots
+  Start(runner);
+  HashTarget::Session& waits = target_->NewSession(8, 100, Sampling(1));
+  HashTarget::Session& first = target_->NewSession(16, 100, Sampling(1));
+  first.open.priority = 1;
+  for (HashTarget::Session* s : {&waits, &first}) {
+    target_->Open(*s);
+    target_->Commit(*s, 0, {}, kWant);
+  }
+  Settle();
+  ExpectChain(first);
+  EXPECT_THAT(waits.proposals, IsEmpty());
+  target_->Close(first);
+  Settle();
+  ExpectChain(waits);  // without having been heard of
+}
+
 TEST_F(DraftEngineTest, MorePathsThanSlots) {
   HashRunnerOptions runner = RunnerOptions();
   runner.max_slots = 3;

@@ -54,7 +54,7 @@ struct DraftSession {
   bool changed = false;    // there are drafts that were not sent
   bool heard_now = false;  // a commit came in this turn
   bool active = false;     // in the table's list of those with work
-  bool blocked = false;    // blocks are short: rests until the target is heard again
+  bool blocked = false;    // blocks are short: rests until another ends or it is heard again
   uint64_t planned = 0;    // newest turn of the planner that gave it rows
   uint64_t heard = 0;      // order of the newest words of the target among all sessions
   TimePoint heard_at{};

@@ -274,11 +274,19 @@ void SessionTable::Close(TargetId target, const DraftClose& close) {
 
 SessionTable::Sessions::iterator SessionTable::Drop(Sessions::iterator it) {
   DraftSession* s = it->second.get();
-  holders_.erase({s->heard, s});
+  if (holders_.erase({s->heard, s}) > 0) WakeBlocked();
   ReleasePaths(s, pool_);
   if (s->active) std::erase(active_, s);
   if (--per_target_[s->target] == 0) per_target_.erase(s->target);
   return sessions_.erase(it);
+}
+
+// There is room again, perhaps for one that waits for it.
+void SessionTable::WakeBlocked() {
+  if (!std::exchange(any_blocked_, false)) return;
+  for (const auto& [key, s] : sessions_) {
+    if (std::exchange(s->blocked, false)) Activate(s.get());
+  }
 }
 
 void SessionTable::DropTarget(TargetId target) {
@@ -311,12 +319,13 @@ bool SessionTable::MakeRoom(DraftSession* session, int32_t blocks, uint64_t turn
   // Nobody is evicted in vain.
   if (pool.num_available() + NumFreedBy(victims) < blocks) {
     session->blocked = !later;
+    any_blocked_ |= session->blocked;
     return false;
   }
   for (DraftSession* s : victims) {
     if (pool.num_available() >= blocks) break;
     ReleasePaths(s, pool_);
-    s->blocked = true;  // to come back at once would evict others in turn
+    s->blocked = any_blocked_ = true;  // to come back at once would evict others in turn
     ++counters_->evictions;
     holders_.erase({s->heard, s});
   }

@@ -77,6 +77,7 @@ class SessionTable {
   void Nack(TargetId target, const DraftSessionId& id, DraftNackReason reason,
             int32_t have_len = 0);
   Sessions::iterator Drop(Sessions::iterator it);
+  void WakeBlocked();
   int32_t NumFreedBy(std::span<DraftSession* const> sessions);
 
   const DraftEngineOptions options_;
@@ -89,6 +90,7 @@ class SessionTable {
   std::unordered_map<TargetId, int32_t> per_target_;
   std::vector<DraftSession*> active_;
   std::set<std::pair<uint64_t, DraftSession*>> holders_;  // of KV, by `heard`
+  bool any_blocked_ = false;                              // some session may be
   uint64_t next_heard_ = 1;
   std::vector<int32_t> references_;  // [num_blocks], all 0 between calls of NumFreedBy
 };

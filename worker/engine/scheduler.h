@@ -80,6 +80,7 @@ class Scheduler {
     uint64_t step = 0;
     StepPhase phase = StepPhase::kDecode;
     int32_t rows = 0;
+    int64_t context = 0;  // tokens that its spans attend to
     TimePoint launched{};
     std::vector<Part> parts;
   };

@@ -48,7 +48,11 @@ void Scheduler::ReportStep(const Flight& flight, TimePoint now) {
   last_commit_ = now;
   const int32_t sequences = static_cast<int32_t>(flight.parts.size());
   probe_->StepDone(flight.phase, took, sequences, flight.rows, step_tokens_);
-  speculator_->EndStep({.step = took, .rows = flight.rows, .sequences = sequences});
+  speculator_->EndStep({.step = took,
+                        .done = now,
+                        .rows = flight.rows,
+                        .context = flight.context,
+                        .sequences = sequences});
 }
 
 void Scheduler::CommitPart(const Part& part, const SlotResult& result, TimePoint now) {

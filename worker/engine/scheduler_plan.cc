@@ -223,6 +223,8 @@ void Scheduler::Launched(TimePoint now) {
   flight.step = plan_.step;
   flight.launched = now;
   flight.rows = static_cast<int32_t>(plan_.rows.size());
+  flight.context = 0;
+  for (const Span& span : plan_.spans) flight.context += span.context_len + span.num_rows;
   bool prefill = false, decode = false, verify = false;
   for (const Span& span : plan_.spans) {
     prefill |= span.kind == SpanKind::kPrefill;

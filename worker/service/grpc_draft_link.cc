@@ -49,19 +49,24 @@ class GrpcDraftLink::Stream final
     StartRead(&frame_);
     outbox_.Push(first, 0);
     StartCall();
+    std::unique_lock lock(mutex_);
+    started_ = true;
+    const bool cancelled = !why_.ok();
+    lock.unlock();
+    if (cancelled) GiveUp();
   }
   bool Send(OpenStreamRequest request) {
     const auto cost = static_cast<int64_t>(request.ByteSizeLong());
     return outbox_.Push(std::move(request), cost);
   }
-  // Gives up at once; Ended follows.
+  // Gives up at once; Ended follows. What is cancelled from one thread before another has started
+  // it has no call and no hold yet, so that an early cancel is left to Start.
   void Cancel(const grpc::Status& why) {
-    {
-      std::lock_guard lock(mutex_);
-      if (why_.ok()) why_ = why;
-    }
-    context_.TryCancel();
-    outbox_.Abort(why);
+    std::unique_lock lock(mutex_);
+    if (why_.ok()) why_ = why;
+    const bool started = started_;
+    lock.unlock();
+    if (started) GiveUp();
   }
   uint64_t incarnation() const { return incarnation_; }
 
@@ -82,13 +87,19 @@ class GrpcDraftLink::Stream final
   }
 
  private:
+  void GiveUp() {
+    context_.TryCancel();
+    outbox_.Abort(grpc::Status::CANCELLED);
+  }
+
   GrpcDraftLink* const link_;
   const uint64_t incarnation_;
   grpc::ClientContext context_;
   OpenStreamResponse frame_;
   Outbox<OpenStreamRequest> outbox_;
   std::mutex mutex_;
-  grpc::Status why_;  // ours, where it was we who gave up
+  bool started_ = false;  // under mutex_
+  grpc::Status why_;      // ours, where it was we who gave up; under mutex_
 };
 
 GrpcDraftLink::GrpcDraftLink(std::string address, draft::v1::Hello hello, Deliver deliver,

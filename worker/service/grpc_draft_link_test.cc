@@ -2,6 +2,7 @@
 #include "worker/service/grpc_draft_link.h"
 
 #include <deque>
+#include <random>
 #include <thread>
 
 #include <gmock/gmock.h>
@@ -241,6 +242,27 @@ TEST_F(LinkTest, ClosesWhileFramesFly) {
   sender.join();
   EXPECT_TRUE(Down());
   link_->Close();
+}
+
+// An address may vanish from the name server at the moment in which its stream is being opened.
+TEST_F(LinkTest, ClosesWhileItOpens) {
+  FakeDrafter drafter;
+  constexpr int kRounds = 500;
+  std::minstd_rand random{1};
+  for (int round = 0; round < kRounds; ++round) {
+    Open(drafter.address());
+    std::atomic<bool> ready = false;
+    std::thread ticker([&] {
+      ready = true;
+      link_->Tick(SteadyClock::Get().Now());
+    });
+    while (!ready) {
+    }
+    for (volatile int left = static_cast<int>(random() % 20'000); left > 0;) left = left - 1;
+    link_->Close();
+    ticker.join();
+    ASSERT_TRUE(Down());
+  }
 }
 
 TEST(ResolveAddressTest, KeepsNumbersAndRefusesNonsense) {

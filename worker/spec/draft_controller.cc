@@ -112,7 +112,8 @@ bool DraftController::PrefersNgram(const DraftRequest& request) const {
 void DraftController::EndStep(const StepSummary& step) {
   if (step.rows <= 0) return;
   JudgeEngine(step);  // against what was known before this step
-  cost_.Observe(step.rows, ToSeconds(step.step));
+  cost_.Observe(step.rows, step.context, ToSeconds(step.step));
+  context_ = step.context;
   plain_rows_ = std::max(1, step.rows - step.draft_rows);
 }
 
@@ -121,7 +122,7 @@ void DraftController::JudgeEngine(const StepSummary& step) {
     if (++off_steps_ >= trial_after_) trial_left_ = options_.trial;
     return;
   }
-  const double plain_seconds = cost_.Seconds(step.rows - step.draft_rows);
+  const double plain_seconds = cost_.Seconds(step.rows - step.draft_rows, step.context);
   if (step.draft_rows <= 0 || plain_seconds <= 0) return;
   draft_tokens_ += step.tokens;
   draft_seconds_ += ToSeconds(step.step);
@@ -148,7 +149,7 @@ void DraftController::JudgeEngine(const StepSummary& step) {
 
 void DraftController::Plan(std::span<DraftRequest* const> requests) {
   const bool measure_plain = cost_.Age(plain_rows_) > static_cast<uint64_t>(options_.cost_age);
-  if (engine_off() || (measure_plain && cost_.Seconds(1) > 0)) {
+  if (engine_off() || (measure_plain && cost_.Seconds(1, context_) > 0)) {
     for (DraftRequest* request : requests) {
       request->planned = 0;
       request->probe = false;
@@ -186,11 +187,11 @@ void DraftController::PlanByGoodput(std::span<DraftRequest* const> requests) {
   SortSlots();
 
   size_t best = 0;
-  if (cost_.Seconds(plain_rows_) <= 0) {
+  if (cost_.Seconds(plain_rows_, context_) <= 0) {
     best = std::min(sorted_.size(), requests.size() * kBlindLen);
   } else {
     seconds_.resize(sorted_.size() + 1);
-    cost_.Seconds(plain_rows_, seconds_);
+    cost_.Seconds(plain_rows_, context_, seconds_);
     double tokens = std::max<double>(1, requests.size());
     double best_goodput = tokens / seconds_[0];
     for (size_t k = 1; k <= sorted_.size(); ++k) {

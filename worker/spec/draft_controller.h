@@ -58,6 +58,7 @@ class DraftController {
   struct StepSummary {
     Duration step{};
     int32_t rows = 0;
+    int64_t context = 0;  // tokens attended to
     int32_t sequences = 0;
     int32_t draft_rows = 0;  // those verified to gain, not to probe
     int32_t tokens = 0;      // committed
@@ -102,6 +103,7 @@ class DraftController {
   StepCost cost_;
   double least_survival_ = 0;  // that the newest plan took
   int32_t plain_rows_ = 0;     // rows of the newest step that were no drafts
+  int64_t context_ = 0;        // of the newest step; the next one's is much like it
   double gain_ = 1;
   // The newest drafting steps, and the same steps as they would have been without drafts.
   double draft_tokens_ = 0, draft_seconds_ = 0;

@@ -41,12 +41,14 @@ class Batch {
     const double took = cost_(step.rows);
     seconds += took;
     step.step = Seconds(took * noise_(rng_));
+    step.context = context;
     controller_.EndStep(step);
     ++steps;
   }
   void Run(int n) {
     for (int i = 0; i < n; ++i) Step();
   }
+  int64_t context = 0;  // tokens attended to
   void Reset() { tokens = seconds = steps = drafted_rows = 0; }
   // Tokens per second of always drafting so many.
   double Fixed(int32_t len) const {
@@ -160,6 +162,28 @@ TEST(DraftControllerTest, ProbesBackOff) {
 }
 
 // Steps with drafts take longer than their rows explain.
+// The longer the contexts, the dearer the step and the cheaper a row against it.
+TEST(DraftControllerTest, LongContextsMakeLongerDrafts) {
+  double extra = 0;
+  Batch batch({0.5}, [&](int32_t rows) { return 0.004 + 0.002 * rows + extra; });
+  const auto mean_len = [&](int64_t context, int steps) {
+    batch.context = context;
+    extra = 1e-6 * static_cast<double>(context);
+    batch.Reset();
+    batch.Run(steps);
+    return static_cast<double>(batch.drafted_rows) / steps;
+  };
+  mean_len(500, 500);
+  const double at_short = mean_len(500, 500);
+  mean_len(30'000, 500);
+  const double at_long = mean_len(30'000, 500);
+  EXPECT_GT(at_long, at_short + 1);
+  // Both are known now: the next steps are right at once.
+  const double between = (at_short + at_long) / 2;
+  EXPECT_LT(mean_len(500, 20), between);
+  EXPECT_GT(mean_len(30'000, 20), between);
+}
+
 DraftController::StepSummary Dear(double factor, int32_t tokens) {
   return {
       .step = Seconds(0.01 * factor), .rows = 8, .sequences = 4, .draft_rows = 4, .tokens = tokens};

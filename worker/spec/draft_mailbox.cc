@@ -75,14 +75,17 @@ std::optional<DraftDrop> DraftMailbox::Check(const Slot& slot,
 }
 
 void DraftMailbox::Deliver(DraftLinkId link, uint64_t incarnation, DraftFrame frame) {
-  // All zero: none was sent; the drafter has at least the session that it talks about.
-  if (frame.load.sessions > 0 || frame.load.step_micros > 0) {
+  {
     std::lock_guard lock(mutex_);
-    DraftLoad& load = loads_[link];
-    load.sessions = std::max(0, frame.load.sessions);
-    load.rows_per_step = std::max(0, frame.load.rows_per_step);
-    load.step_micros = std::max(0, frame.load.step_micros);
-    load.free_blocks = std::max(0, frame.load.free_blocks);
+    Heard& heard = heard_[link];
+    ++heard.frames;
+    // All zero: none was sent; the drafter has at least the session that it talks about.
+    if (frame.load.sessions > 0 || frame.load.step_micros > 0) {
+      heard.load.sessions = std::max(0, frame.load.sessions);
+      heard.load.rows_per_step = std::max(0, frame.load.rows_per_step);
+      heard.load.step_micros = std::max(0, frame.load.step_micros);
+      heard.load.free_blocks = std::max(0, frame.load.free_blocks);
+    }
   }
   const size_t limit = static_cast<size_t>(limits_.max_proposals_per_frame);
   if (frame.proposals.size() > limit || frame.nacks.size() > limit) {
@@ -173,8 +176,14 @@ void DraftMailbox::Take(uint64_t session, DraftMail* mail) {
 
 DraftLoad DraftMailbox::load(DraftLinkId link) const {
   std::lock_guard lock(mutex_);
-  const auto it = loads_.find(link);
-  return it == loads_.end() ? DraftLoad{} : it->second;
+  const auto it = heard_.find(link);
+  return it == heard_.end() ? DraftLoad{} : it->second.load;
+}
+
+uint64_t DraftMailbox::num_frames(DraftLinkId link) const {
+  std::lock_guard lock(mutex_);
+  const auto it = heard_.find(link);
+  return it == heard_.end() ? 0 : it->second.frames;
 }
 
 void DraftMailbox::AddCountersTo(SpecCounters* counters) {

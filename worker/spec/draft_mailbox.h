@@ -57,6 +57,8 @@ class DraftMailbox {
 
   // The newest report of a link's drafter.
   DraftLoad load(DraftLinkId link) const;
+  // Frames that have come over the link.
+  uint64_t num_frames(DraftLinkId link) const;
   // Adds what was counted since the last call.
   void AddCountersTo(SpecCounters* counters);
   size_t num_slots() const;
@@ -85,7 +87,11 @@ class DraftMailbox {
   const DraftMailboxLimits limits_;
   mutable std::mutex mutex_;
   std::unordered_map<uint64_t, Slot> slots_;
-  std::unordered_map<DraftLinkId, DraftLoad> loads_;
+  struct Heard {
+    DraftLoad load;
+    uint64_t frames = 0;
+  };
+  std::unordered_map<DraftLinkId, Heard> heard_;
   std::array<uint64_t, static_cast<size_t>(DraftDrop::kNumReasons)> drops_{};
   uint64_t received_ = 0;
   uint64_t late_ = 0;

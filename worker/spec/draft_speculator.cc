@@ -61,7 +61,10 @@ int32_t LongestOf(const std::vector<PlannedBranch>& branches) {
 class DraftSpeculator::Impl {
  public:
   explicit Impl(DraftSpeculatorOptions options)
-      : options_(options), mailbox_(MailboxLimits(options)), controller_(options.controller) {}
+      : options_(options),
+        mailbox_(MailboxLimits(options)),
+        drafters_(options.drafter_patience),
+        controller_(options.controller) {}
 
   void Begin(const SpecSequence& sequence);
   SpecProposal Propose(const SpecSequence& sequence, int32_t max_drafts, bool ahead);
@@ -392,8 +395,12 @@ Drafter* DraftSpeculator::Impl::KeepOpen(DraftedSequence* s, const SpecSequence&
   RemoteSession& remote = s->remote;
   if (remote.quarantined()) return nullptr;
   Drafter* at = DrafterOf(*s);
-  if (at != nullptr && at->status.state == DraftLinkState::kUp) return at;
+  if (at != nullptr && at->status.state == DraftLinkState::kUp && !at->silent) return at;
   if (at == nullptr) remote.Lose();
+  if (at != nullptr && at->silent) {
+    remote.Close(at);
+    at = nullptr;
+  }
 
   const auto len = static_cast<int32_t>(sequence.tokens.size());
   const bool allowed = step_ >= remote.reopen_at() && opens_ < options_.opens_per_step &&
@@ -522,6 +529,7 @@ void DraftSpeculator::Impl::Flush() {
 void DraftSpeculator::Impl::PlanLengths(const SpecStepTiming& timing) {
   controller_.EndStep({.step = timing.step,
                        .rows = timing.rows,
+                       .context = timing.context,
                        .sequences = sums_.sequences,
                        .draft_rows = sums_.draft_rows,
                        .tokens = sums_.tokens});
@@ -538,7 +546,7 @@ void DraftSpeculator::Impl::PlanLengths(const SpecStepTiming& timing) {
 void DraftSpeculator::Impl::EndStep(const SpecStepTiming& timing) {
   PlanLengths(timing);
   Flush();
-  drafters_.EndStep();
+  counting_.silences += drafters_.EndStep(step_, timing.done);
   ++step_;
   opens_ = open_tokens_ = indexed_ = 0;
   mailbox_.AddCountersTo(&counting_);

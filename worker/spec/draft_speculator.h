@@ -33,6 +33,8 @@ struct DraftSpeculatorOptions {
   int32_t opens_per_step =
       8;  // sessions (re)opened per step at most, so that a reconnect is no storm
   int32_t open_tokens_per_step = 16384;
+  // A drafter that answers nothing for so long loses its sessions to another.
+  Duration drafter_patience = std::chrono::milliseconds(250);
   DraftControllerOptions controller;
 };
 

@@ -83,6 +83,79 @@ TEST_F(DraftSpeculatorTest, ANewStreamIsOpenedAnewAndTheOldOneIsNotHeard) {
   EXPECT_EQ(speculator_->counters().moves, 0u);
 }
 
+TEST_F(DraftSpeculatorTest, SilenceMovesTheSession) {
+  Start(2);
+  Seq seq = New(1);
+  Begin(seq);
+  const size_t silent = Sessions(0) == 1 ? 0 : 1;
+  const DraftSessionId wire = LastCommit(silent).id;
+  for (int i = 0; i < 24; ++i) Step(&seq, {5});
+  EXPECT_EQ(Sessions(silent), 1) << "no 250 ms yet";
+  for (int i = 0; i < 6; ++i) Step(&seq, {5});
+  EXPECT_EQ(Sessions(silent), 0);
+  EXPECT_EQ(Sessions(1 - silent), 1);
+  const TargetFrame old = links_[silent]->TakeAll();
+  ASSERT_THAT(old.closes, SizeIs(1));
+  EXPECT_EQ(old.closes[0].id, wire);
+  EXPECT_EQ(speculator_->counters().silences, 1u);
+  EXPECT_EQ(speculator_->counters().moves, 1u);
+  // The other answers, and keeps it.
+  for (int i = 0; i < 100; ++i) {
+    Deliver(Chain(LastCommit(1 - silent), {9}), 1 - silent);
+    Step(&seq, {5});
+  }
+  EXPECT_EQ(Sessions(1 - silent), 1);
+  EXPECT_THAT(links_[silent]->frames, IsEmpty());
+}
+
+TEST_F(DraftSpeculatorTest, ASilentDrafterWithoutAnotherIsTriedWithOneSession) {
+  Start();
+  Seq a = New(1), b = New(2);
+  Begin(a);
+  Begin(b);
+  const auto step = [&] {
+    for (Seq* seq : {&a, &b}) {
+      const SpecProposal p = Propose(*seq);
+      Launch(*seq, p.tokens);
+      Commit(seq, p, {5}, /*end_step=*/false);
+    }
+    EndStep();
+  };
+  for (int i = 0; i < 40; ++i) step();
+  EXPECT_EQ(speculator_->counters().silences, 1u);
+  EXPECT_EQ(Sessions(0), 0);
+  links_[0]->TakeAll();
+  for (int i = 0; i < 16; ++i) step();
+  EXPECT_THAT(links_[0]->frames, IsEmpty()) << "silence costs no traffic";
+  for (int i = 0; i < 64; ++i) step();
+  ASSERT_EQ(Sessions(0), 1);
+  Deliver(Chain(LastCommit(), {9}));
+  for (int i = 0; i < 3; ++i) step();
+  EXPECT_EQ(Sessions(0), 2);
+  EXPECT_EQ(speculator_->counters().silences, 1u);
+}
+
+TEST_F(DraftSpeculatorTest, ALongPromptTakesItsTime) {
+  Start(2);
+  Seq seq = New(1, Tokens(400, 3));
+  Begin(seq);
+  const size_t at = Sessions(0) == 1 ? 0 : 1;
+  for (int i = 0; i < 60; ++i) Step(&seq, {5});
+  EXPECT_EQ(Sessions(at), 1);
+  for (int i = 0; i < 10; ++i) Step(&seq, {5});
+  EXPECT_EQ(Sessions(at), 0);
+}
+
+TEST_F(DraftSpeculatorTest, WhoIsNotAskedIsNotSilent) {
+  options_.controller.max_len = 0;
+  Start();
+  Seq seq = New(1);
+  seq.mode = DecodingMode::kAuto;
+  Begin(seq);
+  for (int i = 0; i < 100; ++i) Step(&seq, {5});
+  EXPECT_EQ(speculator_->counters().silences, 0u);
+}
+
 TEST_F(DraftSpeculatorTest, DrainingMovesTheSession) {
   Start(2);
   Seq seq = New(1);

@@ -87,7 +87,9 @@ class DraftSpeculatorTest : public testing::Test {
     if (end_step) EndStep();
   }
   void EndStep() {
-    speculator_->EndStep({.step = std::chrono::milliseconds(10), .rows = 4, .sequences = 1});
+    constexpr Duration kStep = std::chrono::milliseconds(10);
+    now_ += kStep;
+    speculator_->EndStep({.step = kStep, .done = now_, .rows = 4, .sequences = 1});
   }
   // One step; returns what was verified.
   SpecProposal Step(Seq* seq, const Tokens& fresh) {
@@ -130,6 +132,7 @@ class DraftSpeculatorTest : public testing::Test {
   int32_t Sessions(size_t link) { return speculator_->SessionsByLink()[link].second; }
 
   DraftSpeculatorOptions options_;
+  TimePoint now_{};
   std::unique_ptr<DraftSpeculator> speculator_;
   std::vector<std::shared_ptr<QueueLink>> links_;
   std::vector<DraftLinkId> ids_;

@@ -11,6 +11,9 @@ namespace {
 constexpr uint64_t kFirstBackoff = 64;  // steps; doubles up to ...
 constexpr int32_t kMaxRefusals = 7;
 
+constexpr int32_t kPatientSteps = 16;
+constexpr Duration kPrefillPerToken = std::chrono::milliseconds(1);  // of a slow drafter
+
 // A drafter takes its even share times this, and a few sessions more, before others are preferred.
 constexpr double kDrafterOverload = 1.25;
 constexpr int32_t kFewSessions = 8;
@@ -64,14 +67,47 @@ void DrafterTable::Refresh(const DraftMailbox& mailbox) {
       drafter.sessions = drafter.asked = 0;
       drafter.frame = {};
     }
-    if (now.incarnation != drafter.status.incarnation) drafter.refused_until = 0;
+    if (now.incarnation != drafter.status.incarnation) {
+      drafter.refused_until = 0;
+      drafter.silent = drafter.on_trial = false;
+      drafter.unanswered = drafter.owed = drafter.silences = 0;
+    }
     drafter.status = now;
     drafter.load = mailbox.load(drafter.id);
+    drafter.frames = mailbox.num_frames(drafter.id);
   }
 }
 
-void DrafterTable::EndStep() {
-  for (Drafter& drafter : drafters_) drafter.asking = std::exchange(drafter.asked, 0);
+int32_t DrafterTable::EndStep(uint64_t step, TimePoint now) {
+  int32_t fell = 0;
+  for (Drafter& drafter : drafters_) {
+    if (FallsSilent(&drafter, now)) {
+      ++fell;
+      drafter.silent = true;
+      drafter.on_trial = false;
+      drafter.refused_until = step + (kFirstBackoff << drafter.silences);
+      drafter.silences = std::min(drafter.silences + 1, kMaxRefusals);
+      drafter.unanswered = drafter.owed = 0;
+    }
+    drafter.asking = std::exchange(drafter.asked, 0);
+  }
+  return fell;
+}
+
+bool DrafterTable::FallsSilent(Drafter* drafter, TimePoint now) {
+  if (drafter->frames != drafter->answered) {
+    drafter->answered = drafter->frames;
+    if (drafter->silent) drafter->refused_until = 0;
+    drafter->silent = drafter->on_trial = false;
+    drafter->unanswered = drafter->owed = drafter->silences = 0;
+    return false;
+  }
+  if (drafter->sessions == 0) drafter->unanswered = drafter->owed = 0;
+  if (drafter->asked == 0 || drafter->silent) return false;
+  if (drafter->unanswered++ == 0) drafter->unanswered_since = now;
+  const Duration patience =
+      (patience_ + drafter->owed * kPrefillPerToken) * (1 << drafter->silences);
+  return drafter->unanswered > kPatientSteps && now - drafter->unanswered_since >= patience;
 }
 
 Drafter* DrafterTable::Find(DraftLinkId id, uint64_t incarnation) {
@@ -89,7 +125,8 @@ bool DrafterTable::AnyUp() const {
 // Rendezvous hashing with bounded loads: the drafter of highest score that is not above its share.
 Drafter* DrafterTable::Pick(uint64_t key, uint64_t step) {
   const auto takes = [&](const Drafter& d) {
-    return d.status.state == DraftLinkState::kUp && step >= d.refused_until;
+    return d.status.state == DraftLinkState::kUp && step >= d.refused_until &&
+           ((!d.silent && !d.on_trial) || d.sessions == 0);
   };
   int32_t total = 1;
   int32_t taking = 0;
@@ -109,6 +146,7 @@ Drafter* DrafterTable::Pick(uint64_t key, uint64_t step) {
     best = &d;
     best_score = score;
   }
+  if (best != nullptr && std::exchange(best->silent, false)) best->on_trial = true;
   return best;
 }
 

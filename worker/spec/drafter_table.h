@@ -12,6 +12,7 @@
 #include <utility>
 #include <vector>
 
+#include "common/clock.h"
 #include "worker/spec/draft_link.h"
 #include "worker/spec/draft_mailbox.h"
 
@@ -28,6 +29,15 @@ struct Drafter {
   int32_t asking = 0;          // and in the one before
   uint64_t refused_until = 0;  // step; no session is opened before it
   int32_t refusals = 0;
+  // Whether it answers, where its stream stands: its engine may hang behind a network that lives.
+  bool silent = false;     // its sessions are to leave
+  bool on_trial = false;   // has been silent: one session, until it answers
+  uint64_t frames = 0;     // heard from it
+  uint64_t answered = 0;   // of those, as of the last step that looked
+  int32_t unanswered = 0;  // steps that asked since it was heard ...
+  TimePoint unanswered_since{};
+  int32_t owed = 0;  // ... and tokens that it was given to read since
+  int32_t silences = 0;
   TargetFrame frame;  // since the last flush
 
   bool up() const { return status.state != DraftLinkState::kDown; }
@@ -35,6 +45,10 @@ struct Drafter {
 
 class DrafterTable {
  public:
+  // Silent is a drafter that has said nothing for so long, and so many steps, behind a question.
+  // Longer while it has prompts to read, and where it was silent before.
+  explicit DrafterTable(Duration patience = std::chrono::milliseconds(250)) : patience_(patience) {}
+
   DraftLinkId Add(std::shared_ptr<DraftLink> link);
   void Remove(DraftLinkId id);
 
@@ -42,8 +56,9 @@ class DrafterTable {
   // has forgotten its sessions: their number falls to 0.
   void Refresh(const DraftMailbox& mailbox);
 
-  // Once per step: `asked` becomes `asking`.
-  void EndStep();
+  // Once per step, done at `now`: `asked` becomes `asking`, and who does not answer becomes silent.
+  // Returns how many did.
+  int32_t EndStep(uint64_t step, TimePoint now);
 
   // The drafter that serves this stream; null when the stream has ended.
   Drafter* Find(DraftLinkId id, uint64_t incarnation);
@@ -67,7 +82,9 @@ class DrafterTable {
     std::shared_ptr<DraftLink> link;  // null = removed
   };
   void TakeChanges();
+  bool FallsSilent(Drafter* drafter, TimePoint now);
 
+  const Duration patience_;
   std::mutex mutex_;
   std::vector<Change> changes_;
   DraftLinkId next_id_ = 1;

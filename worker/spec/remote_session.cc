@@ -31,6 +31,7 @@ void RemoteSession::Open(const SpecSequence& sequence, uint32_t wire_epoch, Draf
   mailbox->Open(wire_id_, link_, incarnation_);
   mailbox->Told(session_, told_len_, told_hash_);
   ++drafter->sessions;
+  drafter->owed += told_len_;
   drafter->frame.opens.push_back({.id = wire_id_,
                                   .sampling = *sequence.sampling,
                                   .sample = sequence.sample,

@@ -66,6 +66,7 @@ struct SpecCounters {
   uint64_t moves = 0;    // to another drafter
   uint64_t nacks = 0;
   uint64_t quarantines = 0;
+  uint64_t silences = 0;  // times a drafter that was up answered nothing, and lost its sessions
 };
 
 }  // namespace paceline

@@ -55,8 +55,10 @@ struct SpecOutcome {
 };
 
 struct SpecStepTiming {
-  Duration step{};  // launch to result
+  Duration step{};   // launch to result
+  TimePoint done{};  // when its result was there
   int32_t rows = 0;
+  int64_t context = 0;  // tokens that its sequences attend to, in all
   int32_t sequences = 0;
 };
 
