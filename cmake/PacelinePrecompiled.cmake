@@ -3,10 +3,10 @@
 #   core        the standard library and absl::Status
 #   rpc         the same with gRPC, the generated messages and the log
 # Sources still include all they use: Release compiles the production code of core without precompiled
-# headers, which would hide what is missing there. Other compilers than GCC go without.
+# headers, which would hide what is missing there. On by PACELINE_PRECOMPILE, with GCC alone.
 include_guard()
 
-if(NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
+if(NOT PACELINE_PRECOMPILE OR NOT CMAKE_CXX_COMPILER_ID STREQUAL GNU)
   set(CMAKE_DISABLE_PRECOMPILE_HEADERS ON)
 endif()
 set(PACELINE_PRECOMPILED core)

@@ -46,9 +46,11 @@ function(paceline_install_runtime)
 endfunction()
 
 # Tests' own sources: half the time to compile, or a fifth under a sanitizer.
-set(PACELINE_TEST_OPTIONS -O1)
+set(PACELINE_TEST_OPTIONS)
 if(PACELINE_SANITIZE)
   set(PACELINE_TEST_OPTIONS -O0)
+elseif(PACELINE_PRECOMPILE)
+  set(PACELINE_TEST_OPTIONS -O1)
 endif()
 
 # LABELS: "asan" and "tsan" choose the programs of the sanitizer phases (tests/run.sh).
