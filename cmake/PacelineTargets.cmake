@@ -1,6 +1,7 @@
 # paceline_library, paceline_binary, paceline_test: one CMake target per folder or per noun, with
 # explicit dependencies. All includes are written from the repository root ("worker/kv/block_manager.h").
 include_guard()
+include(PacelinePrecompiled)
 
 add_library(paceline_flags INTERFACE)
 target_include_directories(paceline_flags INTERFACE ${PROJECT_SOURCE_DIR})
@@ -16,6 +17,7 @@ function(paceline_library name)
   if(ARG_SRCS)
     add_library(${name} STATIC ${ARG_SRCS})
     target_link_libraries(${name} PUBLIC paceline_flags ${ARG_DEPS})
+    paceline_use_precompiled(${name} ${PACELINE_PRECOMPILED})
   else()
     add_library(${name} INTERFACE)
     target_link_libraries(${name} INTERFACE paceline_flags ${ARG_DEPS})
@@ -27,6 +29,7 @@ function(paceline_binary name)
   cmake_parse_arguments(ARG "INSTALL" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE paceline_flags ${ARG_DEPS})
+  paceline_use_precompiled(${name} ${PACELINE_PRECOMPILED})
   if(ARG_INSTALL)
     set_target_properties(${name} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin
@@ -42,6 +45,14 @@ function(paceline_install_runtime)
     LIBRARY DESTINATION lib COMPONENT runtime)
 endfunction()
 
+# Tests' own sources: half the time to compile, or a fifth under a sanitizer.
+set(PACELINE_TEST_OPTIONS)
+if(PACELINE_SANITIZE)
+  set(PACELINE_TEST_OPTIONS -O0)
+elseif(PACELINE_PRECOMPILE)
+  set(PACELINE_TEST_OPTIONS -O1)
+endif()
+
 # LABELS: "asan" and "tsan" choose the programs of the sanitizer phases (tests/run.sh).
 function(paceline_test name)
   cmake_parse_arguments(ARG "" "TIMEOUT" "SRCS;DEPS;LABELS" ${ARGN})
@@ -50,9 +61,8 @@ function(paceline_test name)
   endif()
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE paceline_flags ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
-  if(PACELINE_SANITIZE)  # tests' own sources: a fifth of the time to compile
-    target_compile_options(${name} PRIVATE -O0)
-  endif()
+  target_compile_options(${name} PRIVATE ${PACELINE_TEST_OPTIONS})
+  paceline_use_precompiled(${name} ${PACELINE_PRECOMPILED}_tests)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)

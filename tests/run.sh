@@ -25,7 +25,7 @@ cmake -S . -B "$root/release" -G Ninja -DCMAKE_BUILD_TYPE=Release >/dev/null
 cmake --build "$root/release" -j "$jobs"
 
 phase "Release tests"
-ctest --test-dir "$root/release" --output-on-failure -j 1 --no-tests=error
+ctest --test-dir "$root/release" --output-on-failure -j 2 --no-tests=error
 
 if [ "$quick" = --quick ]; then exit 0; fi
 
