@@ -234,6 +234,7 @@ void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow 
   Buffer<float> d_logits(logits), values(int64_t{rows} * vocab), scores(int64_t{rows} * vocab);
   Buffer<CudaSampleRow> d_rows(all);
   Buffer<CudaSampleResult> results(rows);
+  Buffer<uint8_t> workspace(CudaSampleWorkspaceBytes(rows, vocab));
   CudaSampleParams p;
   p.logits = d_logits.get();
   p.vocab_size = vocab;
@@ -241,6 +242,7 @@ void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow 
   p.num_rows = rows;
   p.values = values.get();
   p.scores = scores.get();
+  p.workspace = workspace.get();
   p.results = results.get();
   const double us = Microseconds(10, [&](int) { Must(CudaSample(p, nullptr), "sampler"); });
   const double bytes = 4.0 * rows * vocab;
@@ -308,6 +310,15 @@ void Main() {
   row.top_k = 0;
   row.num_candidates = 8;
   BenchSampler(ceiling, "top-p, 8 candidates", 64, row);
+  row.temperature = 0.5f;  // few ids are left, as of a model's logits
+  BenchSampler(ceiling, "the same, sharper", 64, row);
+  row.top_p = 1.0f;
+  row.temperature = 1;
+  BenchSampler(ceiling, "8 candidates", 64, row);
+  row.num_candidates = 0;
+  BenchSampler(ceiling, "temperature", 1, row);
+  row.temperature = 0;
+  BenchSampler(ceiling, "greedy", 1, row);
 }
 
 }  // namespace
