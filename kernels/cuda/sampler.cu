@@ -186,14 +186,14 @@ __device__ void WriteTopLogprobs(const Row& r, double log_sum, const Key* keys, 
 
 // Of the logits before edits: log of the sum of exponentials, and the best ones.
 __device__ double RawLogprobs(const Row& r, Shared& s) {
-  double sum = 0;
-  for (int c = 0; c < Chunks(r.count); ++c) {
+  double sum = 0;  // by every warp, a lane per chunk
+  for (int c = static_cast<int>(threadIdx.x) % kWarp; c < Chunks(r.count); c += kWarp) {
     const Chunk& chunk = r.space.chunks[c];
     if (chunk.raw_max > kMasked) {
       sum += chunk.raw_sum * exp(static_cast<double>(chunk.raw_max) - r.raw_greatest);
     }
   }
-  const double log_sum = static_cast<double>(r.raw_greatest) + log(sum);
+  const double log_sum = static_cast<double>(r.raw_greatest) + log(WarpSum(sum));
   const int wanted = r.params.top_logprobs;
   if (wanted == 0) return log_sum;
   if (ListGreatest(
@@ -230,11 +230,8 @@ __device__ void WriteCandidates(const Row& r, int found, Shared& s) {
 }
 
 __device__ Key Greedy(const Row& r, Shared& s) {
-  Key best = 0;
-  for (int c = 0; c < Chunks(r.count); ++c) {
-    const Key key = r.space.chunks[c].best;
-    best = key > best ? key : best;
-  }
+  const int thread = static_cast<int>(threadIdx.x);
+  const Key best = BlockMax(thread < Chunks(r.count) ? r.space.chunks[thread].best : Key{0}, s);
   if (r.params.num_candidates == 0) return best;
   if (ListGreatest(
           r.edited, r.count, r.space.max, r.num_groups, r.greatest, r.params.num_candidates,
@@ -317,7 +314,7 @@ __device__ Key ChooseFromRow(const Row& r, Shared& s) {
   return RankWholeRow(r, r.scores, best, s);
 }
 
-// Every id may win: by the bounds of the groups.
+// Every id may win: by the bounds of the groups. 0 if too many remain for the lists.
 __device__ Key ChooseByBounds(const Row& r, Shared& s) {
   const CudaSampleRow& row = r.params;
   const float rate = __fdiv_rn(1.0f, row.temperature);
@@ -349,7 +346,7 @@ __device__ Key ChooseByBounds(const Row& r, Shared& s) {
       if (score >= least) PushKey(KeyOf(score, id + lane), s);
     }
   });
-  if (Overflown(s)) return ChooseFromRow(r, s);
+  if (Overflown(s)) return 0;
   if (row.num_candidates > 0) {
     SortList(s);
     WriteCandidates(r, s.listed, s);
@@ -376,13 +373,15 @@ __device__ int KeptOfList(const Row& r, int top_k, Shared& s) {
 
 __device__ Key Draw(const CudaSampleParams& p, const Row& r, Shared& s) {
   const CudaSampleRow& row = r.params;
-  if (KeepsAll(p, row)) return ChooseByBounds(r, s);
+  Key best = 0;  // in the end at least the greatest value's
   const bool top_k = UsesTopK(p, row);
-  if (!top_k || row.top_k <= kNarrowTopK) {
+  if (KeepsAll(p, row)) {
+    best = ChooseByBounds(r, s);
+  } else if (!top_k || row.top_k <= kNarrowTopK) {
     const int kept = KeptOfList(r, top_k ? row.top_k : 0, s);
-    if (kept > 0) return ChooseFromSorted(r, kept, s);
+    if (kept > 0) best = ChooseFromSorted(r, kept, s);
   }
-  return ChooseFromRow(r, s);
+  return best != 0 ? best : ChooseFromRow(r, s);
 }
 
 // grid: rows
