@@ -96,6 +96,7 @@ Results SampleBoth(std::vector<Draw>& draws, const std::vector<float>& logits, i
   DeviceArray<CudaSampleEdit> d_edits(edits);
   DeviceArray<uint32_t> d_allowed(allowed);
   DeviceArray<CudaSampleResult> results(n);
+  DeviceArray<uint8_t> workspace(CudaSampleWorkspaceBytes(static_cast<int32_t>(n), vocab));
   CudaSampleParams p;
   p.logits = d_logits.data();
   p.vocab_size = vocab;
@@ -105,11 +106,13 @@ Results SampleBoth(std::vector<Draw>& draws, const std::vector<float>& logits, i
   p.num_rows = static_cast<int32_t>(n);
   p.values = values.data();
   p.scores = scores.data();
+  p.workspace = workspace.data();
   p.results = results.data();
   Must(CudaSample(p, nullptr));
   r.cuda = results.Get();
   values.ExpectGuards();
   scores.ExpectGuards();
+  workspace.ExpectGuards();
   results.ExpectGuards();
   return r;
 }
@@ -233,7 +236,8 @@ TEST(CudaSampler, MasksAndNothingLeft) {
   EXPECT_EQ(r.cuda[2].num_candidates, 1);
 }
 
-// Of equal logits the scores are the noise itself: the host's, bit for bit.
+// Of equal logits the scores are the noise itself: the host's, bit for bit. They are written where
+// the whole row is scored: here all but one id are kept.
 TEST(CudaSampler, NoiseHasTheHostsBits) {
   PACELINE_NEEDS_GPU();
   const int32_t vocab = kEmulated ? 3001 : 200001;
@@ -242,10 +246,12 @@ TEST(CudaSampler, NoiseHasTheHostsBits) {
   row.seed = random.engine()();
   row.sample = 3;
   row.position = static_cast<uint32_t>(random.Int(0, 1 << 20));
+  row.top_k = vocab - 1;
   DeviceArray<float> logits(std::vector<float>(static_cast<size_t>(vocab), 2.5f));
   DeviceArray<float> values(vocab), scores(vocab);
   DeviceArray<CudaSampleRow> rows(std::vector<CudaSampleRow>{row});
   DeviceArray<CudaSampleResult> results(1);
+  DeviceArray<uint8_t> workspace(CudaSampleWorkspaceBytes(1, vocab));
   CudaSampleParams p;
   p.logits = logits.data();
   p.vocab_size = vocab;
@@ -253,14 +259,81 @@ TEST(CudaSampler, NoiseHasTheHostsBits) {
   p.num_rows = 1;
   p.values = values.data();
   p.scores = scores.data();
+  p.workspace = workspace.data();
   p.results = results.data();
   Must(CudaSample(p, nullptr));
   const auto got = scores.Get();
-  for (int32_t v = 0; v < vocab; ++v) {
+  for (int32_t v = 0; v + 1 < vocab; ++v) {
     const float expected =
         GumbelNoise(row.seed, row.sample, row.position, static_cast<uint32_t>(v));
     ASSERT_EQ(std::memcmp(&got[static_cast<size_t>(v)], &expected, sizeof(float)), 0)
         << v << ": " << got[static_cast<size_t>(v)] << " " << expected;
+  }
+}
+
+// Noise alone decides among many: bounds must never drop an id that wins.
+TEST(CudaSampler, BoundsKeepTheBestScores) {
+  PACELINE_NEEDS_GPU();
+  const int32_t vocab = kEmulated ? 9001 : 128256;
+  const int32_t rows = kEmulated ? 6 : 48;
+  RandomInputs random(29);
+  auto logits = random.Floats(int64_t{rows} * vocab, 4);
+  std::vector<Draw> draws(static_cast<size_t>(rows));
+  for (int32_t i = 0; i < rows; ++i) {
+    float* row = logits.data() + int64_t{i} * vocab;
+    if (i % 6 == 1) std::fill(row, row + vocab, 0.25f);
+    if (i % 6 == 2) std::fill(row + 5, row + vocab, -1e30f);  // padding
+    if (i % 6 == 3) row[random.Int(0, vocab - 1)] = 500;
+    SampleParams& p = draws[static_cast<size_t>(i)].cpu;
+    p.seed = random.engine()();
+    p.temperature = i % 6 == 4 ? 0.01f : i % 6 == 5 ? 50.0f : 1.0f;
+    p.num_candidates = i % 4 == 0 ? 0 : i % 4 == 1 ? 1 : 64;
+  }
+  int32_t differ = 0;
+  ExpectEqual(SampleBoth(draws, logits, vocab), draws, &differ);
+}
+
+// More equal values than any list holds, at every rule.
+TEST(CudaSampler, ManyTies) {
+  PACELINE_NEEDS_GPU();
+  const int32_t vocab = 20000;
+  std::vector<float> logits(static_cast<size_t>(vocab) * 4, 2.0f);
+  std::vector<Draw> draws(4);
+  for (int32_t i = 0; i < 4; ++i) {
+    draws[static_cast<size_t>(i)].cpu.seed = static_cast<uint64_t>(i);
+    draws[static_cast<size_t>(i)].cpu.top_logprobs = 3;
+    draws[static_cast<size_t>(i)].cpu.num_candidates = 5;
+  }
+  draws[0].cpu.temperature = 0;
+  draws[1].cpu.top_k = 40;
+  draws[2].cpu.top_p = 0.5f;
+  draws[3].cpu.min_p = 0.5f;
+  int32_t differ = 0;
+  ExpectEqual(SampleBoth(draws, logits, vocab), draws, &differ);
+  EXPECT_EQ(differ, 0);
+}
+
+TEST(CudaSampler, ARowIsTheSameInAnyBatch) {
+  PACELINE_NEEDS_GPU();
+  const int32_t vocab = 30000;
+  RandomInputs random(31);
+  const auto logits = random.Floats(int64_t{6} * vocab, 5);
+  std::vector<Draw> draws(6);
+  for (size_t i = 0; i < draws.size(); ++i) {
+    draws[i].cpu.seed = i;
+    draws[i].cpu.top_logprobs = 4;
+    if (i % 2 == 1) draws[i].cpu.top_p = 0.9f;
+    if (i % 3 == 1) draws[i].cpu.top_k = 50;
+  }
+  const Results all = SampleBoth(draws, logits, vocab);
+  for (size_t i = 0; i < draws.size(); ++i) {
+    std::vector<Draw> one(draws.begin() + static_cast<int64_t>(i),
+                          draws.begin() + static_cast<int64_t>(i) + 1);
+    const auto at = logits.begin() + static_cast<int64_t>(i) * vocab;
+    const Results r = SampleBoth(one, std::vector<float>(at, at + vocab), vocab);
+    EXPECT_EQ(r.cuda[0].token, all.cuda[i].token);
+    EXPECT_EQ(std::memcmp(&r.cuda[0].logprob, &all.cuda[i].logprob, sizeof(float)), 0);
+    EXPECT_EQ(std::memcmp(r.cuda[0].top_logprobs, all.cuda[i].top_logprobs, 4 * sizeof(float)), 0);
   }
 }
 

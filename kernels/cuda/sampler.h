@@ -1,9 +1,9 @@
-// From logits to a token by the one rule (kernels/cpu/sampler.h states it), one block per row.
-// CUDA.
+// From logits to a token by the one rule (kernels/cpu/sampler.h states it). CUDA.
 //
-// No sort: thresholds come from radix selection over 64-bit keys (value, then lowest id), which are
-// all distinct, so exactly k remain and ties go to the lowest id. Mass for top-p is summed in
-// integers, so no order of additions matters. Logits of NaN count as -infinity.
+// No sort of the whole: thresholds are 64-bit keys (value, then lowest id), which are all distinct,
+// so exactly k remain and ties go to the lowest id. Mass for top-p is summed in integers, so no
+// order of additions matters; sums of floats have an order of the row's own. Logits of NaN count as
+// -infinity. Noise is computed for ids that may win alone: a bound of it, one logarithm, tells.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -55,7 +55,7 @@ struct CudaSampleResult {
 
 // All pointers on the device.
 struct CudaSampleParams {
-  const float* logits = nullptr;  // [any, vocab_size]
+  const float* logits = nullptr;  // [any, vocab_size], 16-byte aligned
   int32_t vocab_size = 0;
   const CudaSampleRow* rows = nullptr;    // [num_rows]
   const CudaSampleEdit* edits = nullptr;  // of all rows
@@ -63,8 +63,10 @@ struct CudaSampleParams {
   int32_t num_rows = 0;
   float* values = nullptr;              // [num_rows, vocab_size] scratch
   float* scores = nullptr;              // [num_rows, vocab_size] scratch
+  void* workspace = nullptr;            // CudaSampleWorkspaceBytes, 16-byte aligned
   CudaSampleResult* results = nullptr;  // [num_rows]
 };
+int64_t CudaSampleWorkspaceBytes(int32_t num_rows, int32_t vocab_size);
 cudaError_t CudaSample(const CudaSampleParams& params, cudaStream_t stream);
 
 }  // namespace paceline::kernels

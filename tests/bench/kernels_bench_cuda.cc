@@ -10,6 +10,7 @@
 #include <functional>
 #include <numeric>
 #include <random>
+#include <string_view>
 #include <vector>
 
 #include "kernels/cuda/attention.h"
@@ -234,6 +235,7 @@ void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow 
   Buffer<float> d_logits(logits), values(int64_t{rows} * vocab), scores(int64_t{rows} * vocab);
   Buffer<CudaSampleRow> d_rows(all);
   Buffer<CudaSampleResult> results(rows);
+  Buffer<uint8_t> workspace(CudaSampleWorkspaceBytes(rows, vocab));
   CudaSampleParams p;
   p.logits = d_logits.get();
   p.vocab_size = vocab;
@@ -241,6 +243,7 @@ void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow 
   p.num_rows = rows;
   p.values = values.get();
   p.scores = scores.get();
+  p.workspace = workspace.get();
   p.results = results.get();
   const double us = Microseconds(10, [&](int) { Must(CudaSample(p, nullptr), "sampler"); });
   const double bytes = 4.0 * rows * vocab;
@@ -248,7 +251,35 @@ void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow 
               100 * bytes / us * 1e-3 / ceiling);
 }
 
-void Main() {
+void BenchSamplers(double ceiling) {
+  std::printf("\nsampler, 128256 ids\n");
+  std::printf("| rule                      |  us | GB/s of logits | %% |\n|---|---|---|---|\n");
+  CudaSampleRow row;
+  row.temperature = 0;
+  BenchSampler(ceiling, "greedy", 64, row);
+  row.temperature = 1;
+  BenchSampler(ceiling, "temperature", 64, row);
+  row.top_k = 50;
+  BenchSampler(ceiling, "top-k", 64, row);
+  row.top_p = 0.95f;
+  BenchSampler(ceiling, "top-k and top-p", 64, row);
+  BenchSampler(ceiling, "top-k and top-p", 1, row);
+  row.top_k = 0;
+  row.num_candidates = 8;
+  BenchSampler(ceiling, "top-p, 8 candidates", 64, row);
+  row.temperature = 0.5f;  // few ids are left, as of a model's logits
+  BenchSampler(ceiling, "the same, sharper", 64, row);
+  row.top_p = 1.0f;
+  row.temperature = 1;
+  BenchSampler(ceiling, "8 candidates", 64, row);
+  row.num_candidates = 0;
+  BenchSampler(ceiling, "temperature", 1, row);
+  row.temperature = 0;
+  BenchSampler(ceiling, "greedy", 1, row);
+}
+
+// only: "sampler", or "" for everything.
+void Main(std::string_view only) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("skipped: no GPU\n");
@@ -259,6 +290,10 @@ void Main() {
   const double ceiling = CopyCeiling();
   std::printf("%s, copy ceiling %.0f GB/s (read and written)\n", properties.name, ceiling);
 
+  if (only == "sampler") {
+    BenchSamplers(ceiling);
+    return;
+  }
   std::printf("\nattention over paged KV, 32/8 heads of 128, blocks of 16\n");
   std::printf("| sequences x context   |       us |    GB/s |     %% |\n|---|---|---|---|\n");
   BenchDecode(ceiling, 64, 2048, 1);
@@ -293,27 +328,13 @@ void Main() {
   }
   BenchLinear(ceiling, "gate_up", 2048, 28672, 4096, CudaLinearPath::kTile);
 
-  std::printf("\nsampler, 128256 ids\n");
-  std::printf("| rule                      |  us | GB/s of logits | %% |\n|---|---|---|---|\n");
-  CudaSampleRow row;
-  row.temperature = 0;
-  BenchSampler(ceiling, "greedy", 64, row);
-  row.temperature = 1;
-  BenchSampler(ceiling, "temperature", 64, row);
-  row.top_k = 50;
-  BenchSampler(ceiling, "top-k", 64, row);
-  row.top_p = 0.95f;
-  BenchSampler(ceiling, "top-k and top-p", 64, row);
-  BenchSampler(ceiling, "top-k and top-p", 1, row);
-  row.top_k = 0;
-  row.num_candidates = 8;
-  BenchSampler(ceiling, "top-p, 8 candidates", 64, row);
+  BenchSamplers(ceiling);
 }
 
 }  // namespace
 }  // namespace paceline::kernels
 
-int main() {
-  paceline::kernels::Main();
+int main(int argc, char** argv) {
+  paceline::kernels::Main(argc > 1 ? argv[1] : "");
   return 0;
 }

@@ -58,7 +58,8 @@ CudaDecoderOptions DecoderOptions(const CudaRunnerOptions& o, int32_t max_contex
 }
 
 int64_t SamplerBytes(const ModelConfig& config) {
-  return int64_t{3} * kHeadGroup * config.vocab_size * static_cast<int64_t>(sizeof(float));
+  return int64_t{3} * kHeadGroup * config.vocab_size * static_cast<int64_t>(sizeof(float)) +
+         kernels::CudaSampleWorkspaceBytes(kHeadGroup, config.vocab_size);
 }
 
 struct MemoryPlan {
@@ -169,10 +170,13 @@ CudaRunner::CudaRunner(std::shared_ptr<const CudaModel> model, CudaRunnerOptions
 CudaRunner::~CudaRunner() { cudaStreamSynchronize(stream_.get()); }
 
 absl::Status CudaRunner::AllocateSampler() {
-  const int64_t bytes = SamplerBytes(model_->config) / 3;
+  const int32_t vocab = model_->config.vocab_size;
+  const int64_t bytes = int64_t{kHeadGroup} * vocab * static_cast<int64_t>(sizeof(float));
   for (DeviceMemory* memory : {&logits_, &values_, &scores_}) {
     RETURN_IF_ERROR(memory->GrowTo(bytes, "the sampler's workspace"));
   }
+  RETURN_IF_ERROR(sampler_workspace_.GrowTo(kernels::CudaSampleWorkspaceBytes(kHeadGroup, vocab),
+                                            "the sampler's workspace"));
   const int64_t drawn = int64_t{options_.max_batch_rows} * int64_t{sizeof(CudaSampleResult)};
   RETURN_IF_ERROR(drawn_.GrowTo(drawn, "the sampler's results"));
   return drawn_host_.GrowTo(drawn, "pinned memory for the sampler's results");
@@ -345,6 +349,7 @@ absl::Status CudaRunner::EnqueueGroup(size_t group) {
   p.num_rows = static_cast<int32_t>(end - begin);
   p.values = values_.as<float>();
   p.scores = scores_.as<float>();
+  p.workspace = sampler_workspace_.as<uint8_t>();
   p.results = drawn_.as<CudaSampleResult>() + begin;
   RETURN_IF_ERROR(CudaStatus(kernels::CudaSample(p, stream_.get()), "Sample"));
   return options_.logits_probe ? Probe(begin, end) : absl::OkStatus();

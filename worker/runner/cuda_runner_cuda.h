@@ -82,7 +82,8 @@ class CudaRunner final : public Runner {
 
   // Sampler: of a group of rows, and of a step.
   DeviceMemory logits_, values_, scores_;  // [kHeadGroup, vocab]
-  DeviceMemory drawn_;                     // [draws] CudaSampleResult
+  DeviceMemory sampler_workspace_;
+  DeviceMemory drawn_;  // [draws] CudaSampleResult
   PinnedMemory drawn_host_;
   StagingCuda draw_staging_, copy_staging_, move_staging_;
 

@@ -100,6 +100,11 @@ T __shfl_sync(unsigned, T value, int lane) {
   return ::paceline::emulation::FromLane(value, lane);
 }
 template <typename T>
+T __shfl_up_sync(unsigned, T value, unsigned delta) {
+  const int lane = ::paceline::emulation::Lane(), from = lane - static_cast<int>(delta);
+  return ::paceline::emulation::FromLane(value, from < 0 ? lane : from);
+}
+template <typename T>
 T atomicAdd(T* to, T value) {
   const T old = *to;
   *to = old + value;
@@ -126,6 +131,7 @@ inline uint4 __ldcs(const uint4* p) { return *p; }
 inline unsigned long long __umul64hi(unsigned long long a, unsigned long long b) {
   return static_cast<unsigned long long>((static_cast<unsigned __int128>(a) * b) >> 64);
 }
+#define __logf(x) std::log(x)  // the C library has the name
 using std::max;
 using std::min;
 
