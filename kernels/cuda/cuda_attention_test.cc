@@ -86,7 +86,8 @@ class Batch {
     DeviceArray<int32_t> d_tables(tables), d_visible(plan.visible);
     DeviceArray<CudaAttentionSpan> d_spans(plan.spans);
     DeviceArray<uint32_t> d_masks(plan.masks);
-    DeviceArray<CudaAttentionItem> d_small(plan.small_items), d_large(plan.large_items);
+    DeviceArray<CudaAttentionItem> d_small(plan.small_items), d_medium(plan.medium_items),
+        d_large(plan.large_items);
     DeviceArray<CudaAttentionSplit> d_splits(plan.splits);
     DeviceArray<float> partials(plan.num_units * unit * shape_.head_dim);
     DeviceArray<float> stats(plan.num_units * unit * 2);
@@ -101,9 +102,11 @@ class Batch {
     p.visible = d_visible.data();
     p.masks = d_masks.data();
     p.small_items = d_small.data();
+    p.medium_items = d_medium.data();
     p.large_items = d_large.data();
     p.splits = d_splits.data();
     p.num_small_items = static_cast<int32_t>(plan.small_items.size());
+    p.num_medium_items = static_cast<int32_t>(plan.medium_items.size());
     p.num_large_items = static_cast<int32_t>(plan.large_items.size());
     p.num_splits = static_cast<int32_t>(plan.splits.size());
     p.partials = partials.data();
