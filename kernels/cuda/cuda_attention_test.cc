@@ -297,6 +297,25 @@ TEST(CudaAttention, RefusesBadShapes) {
   EXPECT_EQ(CudaAttention(p, nullptr), cudaSuccess);  // nothing to do
   p.num_small_items = 1;
   EXPECT_EQ(CudaAttention(p, nullptr), cudaErrorInvalidValue);
+  // A scale that is not positive, everything else in order: one row, no keys before it.
+  const DeviceArray<Bf16> cache(std::vector<Bf16>(16 * 8)), q(std::vector<Bf16>(8));
+  DeviceArray<Bf16> out(8);
+  const DeviceArray<int32_t> table(std::vector<int32_t>{0}), visible(std::vector<int32_t>{1});
+  const DeviceArray<CudaAttentionSpan> spans(std::vector<CudaAttentionSpan>{{.num_rows = 1}});
+  const DeviceArray<CudaAttentionItem> items(std::vector<CudaAttentionItem>{{.chunk_end = 1}});
+  p.shape = {1, 16, 1, 8};
+  p.k_cache = p.v_cache = cache.data();
+  p.q = q.data();
+  p.out = out.data();
+  p.block_tables = table.data();
+  p.visible = visible.data();
+  p.spans = spans.data();
+  p.small_items = items.data();
+  p.num_heads = 1;
+  p.scale = 1;
+  EXPECT_EQ(CudaAttention(p, nullptr), cudaSuccess);
+  p.scale = 0;
+  EXPECT_EQ(CudaAttention(p, nullptr), cudaErrorInvalidValue);
 }
 
 }  // namespace
