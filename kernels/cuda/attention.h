@@ -52,8 +52,10 @@ struct CudaAttentionSplit {
   int32_t stride = 0;
 };
 
-// Queries of a large item: 64, above a head_dim of 128 32. Of a small one: kAttentionUnit.
-constexpr int32_t LargeItemQueries(int32_t head_dim) { return head_dim <= 128 ? 64 : 32; }
+// Queries of an item: of a small one kAttentionUnit, of a medium one this many at most, of a large
+// one 128, above a head_dim of 128 64. Sizes change speed, no bits.
+inline constexpr int32_t kMediumItemQueries = 64;
+constexpr int32_t LargeItemQueries(int32_t head_dim) { return head_dim <= 128 ? 128 : 64; }
 
 // All pointers on the device.
 struct CudaAttentionParams {
@@ -67,15 +69,17 @@ struct CudaAttentionParams {
   const int32_t* visible = nullptr;  // [rows] keys that a row sees, the window aside
   const uint32_t* masks = nullptr;
   const CudaAttentionItem* small_items = nullptr;
+  const CudaAttentionItem* medium_items = nullptr;
   const CudaAttentionItem* large_items = nullptr;
   const CudaAttentionSplit* splits = nullptr;
   int32_t num_small_items = 0;
+  int32_t num_medium_items = 0;
   int32_t num_large_items = 0;
   int32_t num_splits = 0;
   float* partials = nullptr;       // [units, kv_heads, kAttentionUnit, head_dim]
   float* partial_stats = nullptr;  // [units, kv_heads, kAttentionUnit, 2] maximum, sum
   int32_t num_heads = 0;           // a multiple of shape.kv_heads
-  float scale = 0;                 // of q k^T
+  float scale = 0;                 // of q k^T, > 0
   int32_t window = 0;              // > 0: a row sees the last `window` keys of its sequence
 };
 cudaError_t CudaAttention(const CudaAttentionParams& params, cudaStream_t stream);

@@ -1,12 +1,10 @@
 #include "kernels/cuda/attention_plan.h"
 
 #include <algorithm>
+#include <functional>
 
 namespace paceline::kernels {
 namespace {
-
-// Spans with at most this many queries per kv head are split: decode rows and drafts.
-constexpr int32_t kSplitQueries = 64;
 
 int32_t CeilDivide(int32_t a, int32_t b) { return (a + b - 1) / b; }
 
@@ -41,10 +39,14 @@ void AddItems(const AttentionSpanInput& input, const CudaAttentionSpan& span,
   const auto index = static_cast<int32_t>(plan->spans.size()) - 1;
   const int32_t group = options.num_heads / options.kv_heads;
   const int32_t queries = input.num_rows * group;
+  // Decode rows are small items, drafts medium ones: one item, whose chunks are split.
   const bool small = queries <= kAttentionUnit;
-  const int32_t size = small ? kAttentionUnit : LargeItemQueries(options.head_dim);
-  std::vector<CudaAttentionItem>& items = small ? plan->small_items : plan->large_items;
-  const int32_t units = size / kAttentionUnit;
+  const bool large = queries > kMediumItemQueries;
+  const int32_t size = large ? LargeItemQueries(options.head_dim) : queries;
+  std::vector<CudaAttentionItem>& items = small   ? plan->small_items
+                                          : large ? plan->large_items
+                                                  : plan->medium_items;
+  const int32_t units = CeilDivide(size, kAttentionUnit);
   for (int32_t begin = 0; begin < queries; begin += size) {
     const int32_t first_row = begin / group;
     const int32_t last_row = (std::min(begin + size, queries) - 1) / group;
@@ -61,12 +63,11 @@ void AddItems(const AttentionSpanInput& input, const CudaAttentionSpan& span,
                            .chunk_begin = first_key / kCudaAttentionChunk,
                            .chunk_end = CeilDivide(kv_end, kCudaAttentionChunk)};
     const int32_t chunks = item.chunk_end - item.chunk_begin;
-    if (chunks == 1 || queries > kSplitQueries ||
-        plan->num_units + chunks * units > options.max_units) {
+    if (chunks == 1 || large || plan->num_units + chunks * units > options.max_units) {
       items.push_back(item);
       continue;
     }
-    for (int32_t unit = 0; unit < units && begin + unit * kAttentionUnit < queries; ++unit) {
+    for (int32_t unit = 0; unit < units; ++unit) {
       plan->splits.push_back({.span = index,
                               .query_begin = begin + unit * kAttentionUnit,
                               .num_chunks = chunks,
@@ -91,6 +92,7 @@ void AttentionPlan::Clear() {
   visible.clear();
   masks.clear();
   small_items.clear();
+  medium_items.clear();
   large_items.clear();
   splits.clear();
   num_units = 0;
@@ -107,6 +109,10 @@ void PlanAttention(const std::vector<AttentionSpanInput>& inputs,
     plan->spans.push_back(span);
     if (input.num_rows > 0) AddItems(input, plan->spans.back(), options, plan);
   }
+  // The longest first: short ones fill the gaps at the end.
+  std::ranges::stable_sort(plan->large_items, std::greater(), [](const CudaAttentionItem& item) {
+    return item.chunk_end - item.chunk_begin;
+  });
 }
 
 }  // namespace paceline::kernels

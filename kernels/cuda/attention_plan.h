@@ -32,7 +32,7 @@ struct AttentionPlan {
   std::vector<CudaAttentionSpan> spans;
   std::vector<int32_t> visible;  // [rows]
   std::vector<uint32_t> masks;
-  std::vector<CudaAttentionItem> small_items, large_items;
+  std::vector<CudaAttentionItem> small_items, medium_items, large_items;
   std::vector<CudaAttentionSplit> splits;
   int32_t num_units = 0;  // in use
 

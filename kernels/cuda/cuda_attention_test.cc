@@ -86,7 +86,8 @@ class Batch {
     DeviceArray<int32_t> d_tables(tables), d_visible(plan.visible);
     DeviceArray<CudaAttentionSpan> d_spans(plan.spans);
     DeviceArray<uint32_t> d_masks(plan.masks);
-    DeviceArray<CudaAttentionItem> d_small(plan.small_items), d_large(plan.large_items);
+    DeviceArray<CudaAttentionItem> d_small(plan.small_items), d_medium(plan.medium_items),
+        d_large(plan.large_items);
     DeviceArray<CudaAttentionSplit> d_splits(plan.splits);
     DeviceArray<float> partials(plan.num_units * unit * shape_.head_dim);
     DeviceArray<float> stats(plan.num_units * unit * 2);
@@ -101,9 +102,11 @@ class Batch {
     p.visible = d_visible.data();
     p.masks = d_masks.data();
     p.small_items = d_small.data();
+    p.medium_items = d_medium.data();
     p.large_items = d_large.data();
     p.splits = d_splits.data();
     p.num_small_items = static_cast<int32_t>(plan.small_items.size());
+    p.num_medium_items = static_cast<int32_t>(plan.medium_items.size());
     p.num_large_items = static_cast<int32_t>(plan.large_items.size());
     p.num_splits = static_cast<int32_t>(plan.splits.size());
     p.partials = partials.data();
@@ -293,6 +296,25 @@ TEST(CudaAttention, RefusesBadShapes) {
   CudaAttentionParams p;
   EXPECT_EQ(CudaAttention(p, nullptr), cudaSuccess);  // nothing to do
   p.num_small_items = 1;
+  EXPECT_EQ(CudaAttention(p, nullptr), cudaErrorInvalidValue);
+  // A scale that is not positive, everything else in order: one row, no keys before it.
+  const DeviceArray<Bf16> cache(std::vector<Bf16>(16 * 8)), q(std::vector<Bf16>(8));
+  DeviceArray<Bf16> out(8);
+  const DeviceArray<int32_t> table(std::vector<int32_t>{0}), visible(std::vector<int32_t>{1});
+  const DeviceArray<CudaAttentionSpan> spans(std::vector<CudaAttentionSpan>{{.num_rows = 1}});
+  const DeviceArray<CudaAttentionItem> items(std::vector<CudaAttentionItem>{{.chunk_end = 1}});
+  p.shape = {1, 16, 1, 8};
+  p.k_cache = p.v_cache = cache.data();
+  p.q = q.data();
+  p.out = out.data();
+  p.block_tables = table.data();
+  p.visible = visible.data();
+  p.spans = spans.data();
+  p.small_items = items.data();
+  p.num_heads = 1;
+  p.scale = 1;
+  EXPECT_EQ(CudaAttention(p, nullptr), cudaSuccess);
+  p.scale = 0;
   EXPECT_EQ(CudaAttention(p, nullptr), cudaErrorInvalidValue);
 }
 

@@ -11,6 +11,7 @@
 
 #include <cuda_runtime.h>
 
+#include <cmath>
 #include <cstdint>
 
 #include "kernels/bf16.h"
@@ -77,6 +78,10 @@ __device__ inline void LoadMatrices(unsigned (&r)[4], const Bf16* row) {
   }
 }
 
+__device__ inline float Exp2(float x) { return std::exp2(x); }
+__device__ inline unsigned PackBf16(float low, float high) {
+  return unsigned{ToBf16(low).bits} | unsigned{ToBf16(high).bits} << 16;
+}
 __device__ inline void CopyAsync16(void* shared, const void* global, bool valid) {
   emulation::CopyAsync(shared, global, valid ? 16 : 0, valid ? 0 : 16);
 }
@@ -115,6 +120,19 @@ __device__ __forceinline__ void LoadMatrices(unsigned (&r)[4], const Bf16* row) 
                  : "r"(address)
                  : "memory");
   }
+}
+
+// 2^x by the special function unit alone: results below 2^-126 are 0. 2^0 is 1, 2^-inf is 0.
+__device__ __forceinline__ float Exp2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+// Rounded to nearest, `low` in the lower half.
+__device__ __forceinline__ unsigned PackBf16(float low, float high) {
+  unsigned pair;
+  asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(pair) : "f"(high), "f"(low));
+  return pair;
 }
 
 // 16 bytes, or zeros where not `valid` (then nothing is read). Both addresses 16 bytes aligned.

@@ -122,7 +122,8 @@ void BenchDecode(double ceiling, int32_t batch, int32_t context, int32_t rows) {
   const int64_t unit = int64_t{kv_heads} * kAttentionUnit;
   Buffer<int32_t> d_tables(tables), d_visible(plan.visible);
   Buffer<CudaAttentionSpan> d_spans(plan.spans);
-  Buffer<CudaAttentionItem> small(plan.small_items), large(plan.large_items);
+  Buffer<CudaAttentionItem> small(plan.small_items), medium(plan.medium_items),
+      large(plan.large_items);
   Buffer<CudaAttentionSplit> splits(plan.splits);
   Buffer<float> partials(plan.num_units * unit * dim + 1), stats(plan.num_units * unit * 2 + 1);
   Buffer<Bf16> q(int64_t{batch} * rows * heads * dim), out(int64_t{batch} * rows * heads * dim);
@@ -136,9 +137,11 @@ void BenchDecode(double ceiling, int32_t batch, int32_t context, int32_t rows) {
   p.spans = d_spans.get();
   p.visible = d_visible.get();
   p.small_items = small.get();
+  p.medium_items = medium.get();
   p.large_items = large.get();
   p.splits = splits.get();
   p.num_small_items = static_cast<int32_t>(plan.small_items.size());
+  p.num_medium_items = static_cast<int32_t>(plan.medium_items.size());
   p.num_large_items = static_cast<int32_t>(plan.large_items.size());
   p.num_splits = static_cast<int32_t>(plan.splits.size());
   p.partials = partials.get();

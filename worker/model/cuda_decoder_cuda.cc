@@ -204,9 +204,11 @@ CudaDecoder::AttentionArrays CudaDecoder::StageAttention(
   a.visible = staging_.Add(plan_.visible);
   a.masks = staging_.Add(plan_.masks);
   a.small = staging_.Add(plan_.small_items);
+  a.medium = staging_.Add(plan_.medium_items);
   a.large = staging_.Add(plan_.large_items);
   a.splits = staging_.Add(plan_.splits);
   a.num_small = static_cast<int32_t>(plan_.small_items.size());
+  a.num_medium = static_cast<int32_t>(plan_.medium_items.size());
   a.num_large = static_cast<int32_t>(plan_.large_items.size());
   a.num_splits = static_cast<int32_t>(plan_.splits.size());
   return a;
@@ -351,9 +353,11 @@ absl::Status CudaDecoder::Attention(int32_t layer) {
   p.visible = staging_.At<int32_t>(a.visible);
   p.masks = staging_.At<uint32_t>(a.masks);
   p.small_items = staging_.At<kernels::CudaAttentionItem>(a.small);
+  p.medium_items = staging_.At<kernels::CudaAttentionItem>(a.medium);
   p.large_items = staging_.At<kernels::CudaAttentionItem>(a.large);
   p.splits = staging_.At<kernels::CudaAttentionSplit>(a.splits);
   p.num_small_items = a.num_small;
+  p.num_medium_items = a.num_medium;
   p.num_large_items = a.num_large;
   p.num_splits = a.num_splits;
   p.partials = partials_.as<float>();

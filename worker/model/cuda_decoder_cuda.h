@@ -55,8 +55,9 @@ class CudaDecoder {
  private:
   // Where attention's arrays lie in the staging, and their lengths.
   struct AttentionArrays {
-    StagingCuda::Place spans = 0, visible = 0, masks = 0, small = 0, large = 0, splits = 0;
-    int32_t num_small = 0, num_large = 0, num_splits = 0;
+    StagingCuda::Place spans = 0, visible = 0, masks = 0, small = 0, medium = 0, large = 0,
+                       splits = 0;
+    int32_t num_small = 0, num_medium = 0, num_large = 0, num_splits = 0;
   };
   // Layers [begin, end), between two borders of layer ranges: the same spans run in all of them.
   struct Segment {

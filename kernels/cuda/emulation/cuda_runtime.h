@@ -99,6 +99,12 @@ template <typename T>
 T __shfl_sync(unsigned, T value, int lane) {
   return ::paceline::emulation::FromLane(value, lane);
 }
+inline bool __any_sync(unsigned, bool value) {
+  const unsigned char* all = ::paceline::emulation::Exchange(&value, sizeof(value));
+  bool any = false;
+  for (size_t i = 0; i < 32; ++i) any |= all[i * ::paceline::emulation::kExchangeStride] != 0;
+  return any;
+}
 template <typename T>
 T __shfl_up_sync(unsigned, T value, unsigned delta) {
   const int lane = ::paceline::emulation::Lane(), from = lane - static_cast<int>(delta);
