@@ -25,7 +25,8 @@ enum class CudaLinearPath : uint8_t { kTile, kBySize };
 inline constexpr int32_t kMaxGemvRows = 4;
 
 struct CudaLinearParams {
-  const Bf16* w = nullptr;      // [N, K]; 16-byte aligned
+  // [N, K]; 16-byte aligned. Read before kernels launched earlier are done: none of them writes it.
+  const Bf16* w = nullptr;
   const Bf16* x = nullptr;      // [M, K]; 16-byte aligned
   const float* bias = nullptr;  // [N] or null
   float* y_f32 = nullptr;       // [M, N]
