@@ -20,12 +20,46 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 #define PACELINE_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
 #endif
 
+// A kernel that calls WaitForPrevious before it touches anything that kernels write may be launched
+// with kOverlap: from sm_90 on it then starts once every block of the kernel before has called
+// LetNextStart or ended, and what it does up to the wait (reading weights) fills that one's tail.
+// The wait returns when the kernel before is done and its writes are seen; as that one waited too,
+// or started in order, all earlier ones are done as well.
+enum class LaunchOrder : uint8_t { kInOrder, kOverlap };
+__device__ __forceinline__ void WaitForPrevious() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+__device__ __forceinline__ void LetNextStart() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+  asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+#endif
+}
+
+// kOverlap where the code that the device runs has the wait: it is compiled away below sm_90, also
+// in PTX that a newer device compiles. Ask once per kernel.
+template <typename Params>
+LaunchOrder OverlapIfAble(void (*kernel)(Params)) {
+#ifdef PACELINE_CUDA_EMULATION
+  static_cast<void>(kernel);
+  return LaunchOrder::kInOrder;
+#else
+  cudaFuncAttributes attributes = {};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  return error == cudaSuccess && attributes.ptxVersion >= 90 ? LaunchOrder::kOverlap
+                                                             : LaunchOrder::kInOrder;
+#endif
+}
+
 // One param struct by value; an empty grid is no launch.
 template <typename Params>
 cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared_bytes,
-                   const Params& params, cudaStream_t stream) {
+                   const Params& params, cudaStream_t stream,
+                   LaunchOrder order = LaunchOrder::kInOrder) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
 #ifdef PACELINE_CUDA_EMULATION
+  static_cast<void>(order);
   emulation::Run(
       [](const void* f, const void* p) {
         (*static_cast<void (*const*)(Params)>(f))(*static_cast<const Params*>(p));
@@ -38,6 +72,11 @@ cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
+  cudaLaunchAttribute overlap = {};
+  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  overlap.val.programmaticStreamSerializationAllowed = 1;
+  config.attrs = &overlap;
+  config.numAttrs = order == LaunchOrder::kOverlap ? 1 : 0;
   return cudaLaunchKernelEx(&config, kernel, params);
 #endif
 }

@@ -1,8 +1,8 @@
 // y = x W^T for bf16 weights, float accumulation. CUDA, sm_80 and later.
 //
-// Two paths. kTile: tensor cores; y[m, n] is one chain over k in steps of 16, ascending, whatever M
-// and the tile, so a row's bits do not depend on its batch. kBySize: for M <= 4 a warp per two rows
-// of W on the CUDA cores instead, which reads weights faster and sums in another order.
+// Two paths. kTile: tensor cores; K is cut into eight slices, the same for every M and tile
+// (linear_order.cuh), so a row's bits do not depend on its batch. kBySize: for M <= 4 a warp per
+// two rows of W on the CUDA cores instead, which sums in another order.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -25,7 +25,8 @@ enum class CudaLinearPath : uint8_t { kTile, kBySize };
 inline constexpr int32_t kMaxGemvRows = 4;
 
 struct CudaLinearParams {
-  const Bf16* w = nullptr;      // [N, K]; 16-byte aligned
+  // [N, K]; 16-byte aligned. Read before kernels launched earlier are done: none of them writes it.
+  const Bf16* w = nullptr;
   const Bf16* x = nullptr;      // [M, K]; 16-byte aligned
   const float* bias = nullptr;  // [N] or null
   float* y_f32 = nullptr;       // [M, N]
@@ -39,8 +40,10 @@ struct CudaLinearParams {
 cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 
 // The paths, for tests and benchmarks. CudaGemv: m <= kMaxGemvRows. CudaTileLinear: any tile serves
-// any m.
-enum class CudaTile : uint8_t { kSmall, kMedium, kLarge };  // 16 x 32, 64 x 64, 64 x 128
+// any m. Rows of x that a tile takes together; kStream tiles hold W in registers and spread the
+// slices over a block's warps, kBlock tiles hold both in shared memory and walk the slices.
+enum class CudaTile : uint8_t { kStream8, kStream16, kStream32, kStream64, kBlock64, kBlock128 };
+inline constexpr int kCudaTiles = 6;
 cudaError_t CudaGemv(const CudaLinearParams& params, cudaStream_t stream);
 cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
 

@@ -326,10 +326,13 @@ void Main(std::string_view only) {
     BenchLinear(ceiling, m.name, 1, m.n, m.k, CudaLinearPath::kBySize);
     BenchLinear(ceiling, m.name, 1, m.n, m.k, CudaLinearPath::kTile);
     BenchLinear(ceiling, m.name, 4, m.n, m.k, CudaLinearPath::kBySize);
-    BenchLinear(ceiling, m.name, 16, m.n, m.k, CudaLinearPath::kTile);
-    BenchLinear(ceiling, m.name, 64, m.n, m.k, CudaLinearPath::kTile);
+    for (int32_t rows : {4, 8, 16, 32, 64, 128}) {
+      BenchLinear(ceiling, m.name, rows, m.n, m.k, CudaLinearPath::kTile);
+    }
   }
+  BenchLinear(ceiling, "o", 512, 4096, 4096, CudaLinearPath::kTile);
   BenchLinear(ceiling, "gate_up", 2048, 28672, 4096, CudaLinearPath::kTile);
+  BenchLinear(ceiling, "down", 2048, 4096, 14336, CudaLinearPath::kTile);
 
   BenchSamplers(ceiling);
 }

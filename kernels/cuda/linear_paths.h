@@ -1,0 +1,11 @@
+// The kernels behind CudaTileLinear.
+#pragma once
+
+#include "kernels/cuda/linear.h"
+
+namespace paceline::kernels {
+
+cudaError_t StreamLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
+cudaError_t BlockLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
+
+}  // namespace paceline::kernels
