@@ -37,7 +37,7 @@ for kind in asan tsan; do
   esac
   phase "$kind build"
   cmake -S . -B "$root/$kind" -G Ninja -DCMAKE_BUILD_TYPE=Release -DPACELINE_BUILD_SERVICES=OFF \
-    -DCMAKE_CXX_FLAGS_RELEASE="-O1" -DPACELINE_SANITIZE=$sanitize >/dev/null
+    -DPACELINE_SANITIZE=$sanitize >/dev/null
   cmake --build "$root/$kind" -j "$jobs" --target "paceline_${kind}_tests"
   phase "$kind tests"
   PACELINE_SANITIZED=1 UBSAN_OPTIONS=halt_on_error=1:print_stacktrace=1 TSAN_OPTIONS=halt_on_error=1 \
