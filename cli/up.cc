@@ -39,7 +39,7 @@ std::filesystem::path BinaryFolder() {
   return std::filesystem::read_symlink("/proc/self/exe", error).parent_path();
 }
 
-// Where models lie: beside an installed bin/, in the repository, or in the build folder (bin/..).
+// Where models lie: beside an installed bin/, or in the repository.
 absl::StatusOr<std::string> DefaultModel(const std::string& name) {
   const std::filesystem::path bin = BinaryFolder();
   std::vector<std::string> tried;

@@ -14,7 +14,7 @@ out=$(mktemp)
 trap 'rm -f "$out"' EXIT
 {
   cmake -S . -B "$build" -G Ninja -DCMAKE_BUILD_TYPE=Release &&
-    cmake --build "$build" -j "$(nproc)" --target paceline paceline-router paceline-worker standin_models
+    cmake --build "$build" -j "$(nproc)" --target paceline paceline-router paceline-worker
 } >"$out" 2>&1 || { cat "$out" >&2; echo "error: the build failed" >&2; exit 1; }
 
 "$build/bin/paceline" up >"$out" &

@@ -1,5 +1,6 @@
 // CUDA's Linear against double precision; a row's bits against those of other batches.
 #include <cmath>
+#include <optional>
 #include <utility>
 
 #include "kernels/cpu/random_inputs.h"
@@ -27,23 +28,14 @@ double Dot(const Inputs& in, int32_t k, int64_t row, int64_t column) {
   return sum;
 }
 
-enum class Path { kGemv, kTile, kChosen };
-
-cudaError_t RunPath(const CudaLinearParams& p, Path path, CudaTile tile) {
-  switch (path) {
-    case Path::kGemv:
-      return CudaGemv(p, nullptr);
-    case Path::kTile:
-      return CudaTileLinear(p, tile, nullptr);
-    case Path::kChosen:
-      break;
-  }
-  return CudaLinear(p, nullptr);
+// Through the tile, or the one that CudaLinear chooses.
+cudaError_t RunTile(const CudaLinearParams& p, std::optional<CudaTile> tile) {
+  return tile.has_value() ? CudaTileLinear(p, *tile, nullptr) : CudaLinear(p, nullptr);
 }
 
-void CheckShape(int32_t m, int32_t n, int32_t k, Path path, CudaTile tile = CudaTile::kStream8) {
-  SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << k << " path "
-                                  << static_cast<int>(path) << " tile " << static_cast<int>(tile));
+void CheckShape(int32_t m, int32_t n, int32_t k, std::optional<CudaTile> tile) {
+  SCOPED_TRACE(testing::Message() << m << " x " << n << " x " << k << " tile "
+                                  << (tile.has_value() ? static_cast<int>(*tile) : -1));
   RandomInputs random(m * 131 + n * 17 + k);
   const Inputs in(m, n, k, random);
   DeviceArray<Bf16> x(in.x), w(in.w);
@@ -59,7 +51,7 @@ void CheckShape(int32_t m, int32_t n, int32_t k, Path path, CudaTile tile = Cuda
       CudaLinearParams p{
           w.data(), x.data(), with_bias ? bias.data() : nullptr, y_f32.data(), y_bf16.data(), m, n,
           k,        output};
-      Must(RunPath(p, path, tile));
+      Must(RunTile(p, tile));
       const auto floats = y_f32.Get();
       const auto halves = y_bf16.Get();
       y_f32.ExpectGuards();
@@ -77,7 +69,7 @@ void CheckShape(int32_t m, int32_t n, int32_t k, Path path, CudaTile tile = Cuda
   DeviceArray<Bf16> y(int64_t{m} * n / 2);
   CudaLinearParams p{
       w.data(), x.data(), nullptr, nullptr, y.data(), m, n, k, CudaLinearOutput::kSwiGlu};
-  Must(RunPath(p, path, tile));
+  Must(RunTile(p, tile));
   const auto got = y.Get();
   y.ExpectGuards();
   for (int64_t i = 0; i < int64_t{m} * n / 2; ++i) {
@@ -90,24 +82,19 @@ void CheckShape(int32_t m, int32_t n, int32_t k, Path path, CudaTile tile = Cuda
 
 TEST(CudaLinear, MatchesDouble) {
   PACELINE_NEEDS_GPU();
-  for (int32_t m : {1, 2, 3, 4}) {
-    CheckShape(m, 21, 8, Path::kGemv);
-    CheckShape(m, 16, 264, Path::kGemv);
-    CheckShape(m, 40, 1040, Path::kGemv);
-  }
   const std::pair<CudaTile, int32_t> tiles[] = {
       {CudaTile::kStream8, 8},   {CudaTile::kStream16, 16}, {CudaTile::kStream32, 32},
       {CudaTile::kStream64, 64}, {CudaTile::kBlock64, 64},  {CudaTile::kBlock128, 128}};
   for (const auto& [tile, rows] : tiles) {
-    CheckShape(1, 31, 8, Path::kTile, tile);            // one slice, most of it beyond K
-    CheckShape(rows - 1, 130, 72, Path::kTile, tile);   // two slices
-    CheckShape(rows, 64, 520, Path::kTile, tile);       // slices of two stages, the last ones empty
-    CheckShape(rows + 1, 34, 1040, Path::kTile, tile);  // a second tile of rows
+    CheckShape(1, 31, 8, tile);            // one slice, most of it beyond K
+    CheckShape(rows - 1, 130, 72, tile);   // two slices
+    CheckShape(rows, 64, 520, tile);       // slices of two stages, the last ones empty
+    CheckShape(rows + 1, 34, 1040, tile);  // a second tile of rows
   }
-  for (int32_t m : {4, 5, 16, 33, 100}) CheckShape(m, 50, 64, Path::kChosen);
+  for (int32_t m : {4, 5, 16, 33, 100}) CheckShape(m, 50, 64, std::nullopt);
 }
 
-// The path of tiles: the same bits for a row alone and in any batch, in every tile.
+// The same bits for a row alone and in any batch, in every tile.
 TEST(CudaLinear, ARowsBitsAreItsOwn) {
   PACELINE_NEEDS_GPU();
   RandomInputs random(99);
@@ -131,21 +118,6 @@ TEST(CudaLinear, ARowsBitsAreItsOwn) {
           << m << " tile " << static_cast<int>(tile);
     }
   }
-  // The path of few rows keeps to its own order for every M.
-  DeviceArray<float> one(n);
-  p.x = x.data();
-  p.y_f32 = one.data();
-  p.m = 1;
-  p.path = CudaLinearPath::kBySize;
-  Must(CudaLinear(p, nullptr));
-  const auto alone = one.Get();
-  for (int32_t m = 2; m <= kMaxGemvRows; ++m) {
-    DeviceArray<float> y(int64_t{m} * n);
-    p.y_f32 = y.data();
-    p.m = m;
-    Must(CudaLinear(p, nullptr));
-    EXPECT_TRUE(SameBits(y.Get().data(), alone.data(), n)) << m;
-  }
 }
 
 TEST(CudaLinear, RefusesBadShapes) {
@@ -161,8 +133,6 @@ TEST(CudaLinear, RefusesBadShapes) {
   p.y_bf16 = x.data();
   p.n = 3;
   EXPECT_EQ(CudaLinear(p, nullptr), cudaErrorInvalidValue);  // odd
-  p.m = 5;
-  EXPECT_EQ(CudaGemv(p, nullptr), cudaErrorInvalidValue);
 }
 
 }  // namespace

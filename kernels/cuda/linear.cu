@@ -12,12 +12,13 @@ bool Valid(const CudaLinearParams& p) {
   return p.w != nullptr && p.x != nullptr && (bf16 ? p.y_bf16 != nullptr : p.y_f32 != nullptr);
 }
 
-CudaTile TileFor(int32_t m) {
+// As measured over the matrices of Llama-3-8B on an H100 (docs/benchmarks/cuda-kernels.md).
+CudaTile TileFor(int32_t m, int32_t n) {
   if (m <= 8) return CudaTile::kStream8;
   if (m <= 16) return CudaTile::kStream16;
   if (m <= 32) return CudaTile::kStream32;
   if (m <= 64) return CudaTile::kStream64;
-  return m <= 128 ? CudaTile::kBlock64 : CudaTile::kBlock128;
+  return m <= 128 && n <= 16384 ? CudaTile::kStream64 : CudaTile::kBlock128;
 }
 
 }  // namespace
@@ -29,8 +30,7 @@ cudaError_t CudaTileLinear(const CudaLinearParams& p, CudaTile tile, cudaStream_
 cudaError_t CudaLinear(const CudaLinearParams& p, cudaStream_t stream) {
   if (p.m == 0) return cudaSuccess;
   if (!Valid(p)) return cudaErrorInvalidValue;
-  if (p.path == CudaLinearPath::kBySize && p.m <= kMaxGemvRows) return CudaGemv(p, stream);
-  return CudaTileLinear(p, TileFor(p.m), stream);
+  return CudaTileLinear(p, TileFor(p.m, p.n), stream);
 }
 
 }  // namespace paceline::kernels

@@ -1,8 +1,7 @@
 // y = x W^T for bf16 weights, float accumulation. CUDA, sm_80 and later.
 //
-// Two paths. kTile: tensor cores; K is cut into eight slices, the same for every M and tile
-// (linear_order.cuh), so a row's bits do not depend on its batch. kBySize: for M <= 4 a warp per
-// two rows of W on the CUDA cores instead, which sums in another order.
+// Tensor cores; K is cut into eight slices, the same for every M and tile (linear_order.cuh), so a
+// row's bits do not depend on its batch.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -20,10 +19,6 @@ enum class CudaLinearOutput : uint8_t {
   kSwiGlu,    // y_bf16[m, j] = silu(row 2j) * (row 2j + 1) of x W^T, [M, N / 2]; no bias
 };
 
-enum class CudaLinearPath : uint8_t { kTile, kBySize };
-
-inline constexpr int32_t kMaxGemvRows = 4;
-
 struct CudaLinearParams {
   // [N, K]; 16-byte aligned. Read before kernels launched earlier are done: none of them writes it.
   const Bf16* w = nullptr;
@@ -35,16 +30,14 @@ struct CudaLinearParams {
   int32_t n = 0;  // kSwiGlu: even
   int32_t k = 0;  // a multiple of 8
   CudaLinearOutput output = CudaLinearOutput::kFloat;
-  CudaLinearPath path = CudaLinearPath::kTile;
 };
 cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 
-// The paths, for tests and benchmarks. CudaGemv: m <= kMaxGemvRows. CudaTileLinear: any tile serves
-// any m. Rows of x that a tile takes together; kStream tiles hold W in registers and spread the
-// slices over a block's warps, kBlock tiles hold both in shared memory and walk the slices.
+// For tests and benchmarks; any tile serves any m. A tile's number is the rows of x that it takes
+// together; kStream tiles hold W in registers and spread the slices over a block's warps, kBlock
+// tiles hold both in shared memory and walk the slices.
 enum class CudaTile : uint8_t { kStream8, kStream16, kStream32, kStream64, kBlock64, kBlock128 };
 inline constexpr int kCudaTiles = 6;
-cudaError_t CudaGemv(const CudaLinearParams& params, cudaStream_t stream);
 cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
 
 }  // namespace paceline::kernels

@@ -128,13 +128,13 @@ cudaError_t LaunchStream(const CudaLinearParams& p, cudaStream_t stream) {
 cudaError_t StreamLinear(const CudaLinearParams& p, CudaTile tile, cudaStream_t stream) {
   switch (tile) {
     case CudaTile::kStream8:
-      return LaunchStream<Stream<1, 1, 4, 3>>(p, stream);
+      return LaunchStream<Stream<1, 1, 8, 2>>(p, stream);
     case CudaTile::kStream16:
       return LaunchStream<Stream<1, 2, 4, 2>>(p, stream);
     case CudaTile::kStream32:
       return LaunchStream<Stream<2, 4, 2, 2>>(p, stream);
     case CudaTile::kStream64:
-      return LaunchStream<Stream<2, 8, 2, 1>>(p, stream);
+      return LaunchStream<Stream<3, 8, 1, 1>>(p, stream);
     default:
       return cudaErrorInvalidValue;
   }

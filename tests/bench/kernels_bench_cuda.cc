@@ -197,8 +197,7 @@ void BenchPrefill(int32_t batch, int32_t length) {
   std::printf("| B%-3d x %-6d | %9.1f | %7.1f |\n", batch, length, us, flops / us * 1e-6);
 }
 
-void BenchLinear(double ceiling, const char* name, int32_t m, int32_t n, int32_t k,
-                 CudaLinearPath path) {
+void BenchLinear(double ceiling, const char* name, int32_t m, int32_t n, int32_t k) {
   const int64_t elements = int64_t{n} * k;
   const int32_t copies = static_cast<int32_t>(std::max<int64_t>(1, kRotateBytes / (2 * elements)));
   Buffer<Bf16> w(copies * elements), x(int64_t{m} * k);
@@ -211,14 +210,12 @@ void BenchLinear(double ceiling, const char* name, int32_t m, int32_t n, int32_t
   p.m = m;
   p.n = n;
   p.k = k;
-  p.path = path;
   const double us = Microseconds(20, [&](int i) {
     p.w = w.get() + i % copies * elements;
     Must(CudaLinear(p, nullptr), "linear");
   });
   const double bytes = 2.0 * static_cast<double>(elements);
-  std::printf("| %-8s M=%-5d %-4s | %8.1f | %7.0f | %5.1f | %6.1f |\n", name, m,
-              path == CudaLinearPath::kTile ? "tile" : "gemv", us, bytes / us * 1e-3,
+  std::printf("| %-8s M=%-5d | %8.1f | %7.0f | %5.1f | %6.1f |\n", name, m, us, bytes / us * 1e-3,
               100 * bytes / us * 1e-3 / ceiling,
               2.0 * m * static_cast<double>(elements) / us * 1e-6);
 }
@@ -315,7 +312,7 @@ void Main(std::string_view only) {
 
   std::printf("\nlinear, bf16 weights of Llama-3-8B\n");
   std::printf(
-      "| matrix, rows, path   |  us | GB/s of weights | %% | TFLOP/s |\n|---|---|---|---|---|\n");
+      "| matrix, rows         |  us | GB/s of weights | %% | TFLOP/s |\n|---|---|---|---|---|\n");
   struct Matrix {
     const char* name;
     int32_t n, k;
@@ -323,16 +320,13 @@ void Main(std::string_view only) {
   for (const Matrix& m :
        {Matrix{"qkv", 6144, 4096}, Matrix{"o", 4096, 4096}, Matrix{"gate_up", 28672, 4096},
         Matrix{"down", 4096, 14336}, Matrix{"lm_head", 128256, 4096}}) {
-    BenchLinear(ceiling, m.name, 1, m.n, m.k, CudaLinearPath::kBySize);
-    BenchLinear(ceiling, m.name, 1, m.n, m.k, CudaLinearPath::kTile);
-    BenchLinear(ceiling, m.name, 4, m.n, m.k, CudaLinearPath::kBySize);
-    for (int32_t rows : {4, 8, 16, 32, 64, 128}) {
-      BenchLinear(ceiling, m.name, rows, m.n, m.k, CudaLinearPath::kTile);
+    for (int32_t rows : {1, 4, 8, 16, 32, 64, 128}) {
+      BenchLinear(ceiling, m.name, rows, m.n, m.k);
     }
   }
-  BenchLinear(ceiling, "o", 512, 4096, 4096, CudaLinearPath::kTile);
-  BenchLinear(ceiling, "gate_up", 2048, 28672, 4096, CudaLinearPath::kTile);
-  BenchLinear(ceiling, "down", 2048, 4096, 14336, CudaLinearPath::kTile);
+  BenchLinear(ceiling, "o", 512, 4096, 4096);
+  BenchLinear(ceiling, "gate_up", 2048, 28672, 4096);
+  BenchLinear(ceiling, "down", 2048, 4096, 14336);
 
   BenchSamplers(ceiling);
 }

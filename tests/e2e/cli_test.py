@@ -14,6 +14,8 @@ import unittest
 from cluster import Cluster, bin_folder, eventually, generate
 
 USAGE, FAILURE = 2, 1
+COMMON_WORDS = set("a and as at be but for from had he her him his i in is it not of on she so that the they to was "
+                   "were with you".split())
 
 
 def run(*arguments, limit=30):
@@ -178,7 +180,7 @@ class UpTest(unittest.TestCase):
 class ClusterTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.cluster = Cluster(targets=1, drafts=1).__enter__()
+        cls.cluster = Cluster(targets=1, drafts=1, bundled=True).__enter__()
 
     @classmethod
     def tearDownClass(cls):
@@ -208,6 +210,18 @@ class ClusterTest(unittest.TestCase):
         done = run("generate", f"--router={self.cluster.router}", "--stats", *flags)
         self.assertIn("tokens/s", done.stderr)
         self.assertIn("drafts accepted", done.stderr)
+
+    def test_the_bundled_pair_writes_english_and_its_drafts_are_accepted(self):
+        for temperature in ("0", "1"):
+            flags = ["--prompt=Once upon a time", "--max-tokens=150", "--seed=7", f"--temperature={temperature}"]
+            (drafted,), _ = generate(self.cluster.router, *flags, "--speculation=always")
+            (plain,), _ = generate(self.cluster.router, *flags, "--speculation=off")
+            self.assertEqual(drafted["token_ids"], plain["token_ids"])
+            usage = drafted["usage"]
+            print(f"T={temperature}: {usage['accepted_tokens']} of {usage['drafted_tokens']} drafts accepted")
+            self.assertGreater(usage["accepted_tokens"], usage["output_tokens"] / 10)
+            words = drafted["text"].lower().split()
+            self.assertGreater(sum(w.strip('.,!?"') in COMMON_WORDS for w in words), len(words) / 4)
 
     def test_the_routers_refusals_in_words(self):
         done = run("generate", f"--router={self.cluster.router}", "--prompt=x", "--top-p=0")

@@ -12,10 +12,9 @@ import unittest
 
 import grpc
 from client import Router, Stream, cluster_pb2, failure_of, metric, spec
-from cluster import Cluster, Process, bin_folder, eventually
+from cluster import Cluster, Process, bin_folder, eventually, standin
 
 PROMPT = "Once upon a time there was a house on the hill, and in the house"
-MODELS = bin_folder().parent / "models"
 
 
 def request(seed=7, max_tokens=1500, **more):
@@ -23,12 +22,12 @@ def request(seed=7, max_tokens=1500, **more):
 
 
 def worker(role, address="127.0.0.1:0"):
-    return Process("paceline-worker", f"--role={role}", f"--model={MODELS / role}", f"--listen={address}",
+    return Process("paceline-worker", f"--role={role}", f"--model={standin(role)}", f"--listen={address}",
                    "--metrics-listen=127.0.0.1:0", "--threads=1", "--log-level=warn", role=role)
 
 
 def router_of(target, *flags):
-    return Process("paceline-router", f"--workers={target.address}", f"--model={MODELS / 'target'}",
+    return Process("paceline-router", f"--workers={target.address}", f"--model={standin('target')}",
                    "--listen=127.0.0.1:0", "--metrics-listen=127.0.0.1:0", "--log-level=error", *flags)
 
 
@@ -258,7 +257,7 @@ class RouterTest(FaultTest):
 
     def test_ends_at_once_before_workers_that_nobody_starts(self):
         nobody = ",".join(f"127.0.0.1:{port}" for port in range(1, 41))
-        with Process("paceline-router", f"--workers={nobody}", f"--model={MODELS / 'target'}", "--listen=127.0.0.1:0",
+        with Process("paceline-router", f"--workers={nobody}", f"--model={standin('target')}", "--listen=127.0.0.1:0",
                      "--metrics-listen=127.0.0.1:0", "--log-level=off") as own:
             time.sleep(1.5)  # in which each of them is tried again and again
             own.signal(signal.SIGTERM)

@@ -63,7 +63,7 @@ def main():
     found = []
     print(f"{args.requests} requests of {args.max_tokens} tokens each\n\n"
           "| T | mode | outputs equal to plain | drafts verified | accepted |\n|---|---|---|---|---|", flush=True)
-    with Cluster(1, 1, *args.up) as cluster:
+    with Cluster(1, 1, *args.up, bundled=True) as cluster:
         for temperature in args.temperatures.split(","):
             figures = compare(cluster.router, temperature, args)
             for mode in figures["modes"]:

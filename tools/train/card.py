@@ -65,7 +65,7 @@ def _acceptance(measured):
 
 
 def _samples(measured):
-    yield "## Samples (temperature 0.8, seed 7)\n"
+    yield "## Samples (temperature 0.8; seeds 7, 8, ...)\n"
     for prompt, text in zip(measured["prompts"], measured["samples"]):
         continuation = text[len(prompt):].replace("\n", " ")
         yield f"- **{prompt}**{continuation}\n"

@@ -126,11 +126,11 @@ def parse():
     parser.add_argument("--data", default="../shared/data/text", help="folder with novels.txt.xz and the stories")
     parser.add_argument("--out", default="models", help="where target/, draft/ and measured.json go")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--target-steps", type=int, default=2400)
-    parser.add_argument("--draft-steps", type=int, default=2400)
+    parser.add_argument("--target-steps", type=int, default=4000)
+    parser.add_argument("--draft-steps", type=int, default=3600)
     parser.add_argument("--optimizer", choices=("adamw", "muon"), default="muon")
-    parser.add_argument("--dropout", type=float, default=0.1, help="in the target's training")
-    parser.add_argument("--exit-weight", type=float, default=0.6, help="of the exits' mean loss beside the last layer's")
+    parser.add_argument("--dropout", type=float, default=0.2, help="in the target's training")
+    parser.add_argument("--exit-weight", type=float, default=0.8, help="of the exits' mean loss beside the last layer's")
     parser.add_argument("--target-only", action="store_true",
                         help="stop after the target's bits per character: with --exit-weight 0, the price of the exits")
     parser.add_argument("--batch", type=int, default=32, help="sequences of 1,024 tokens per step")
@@ -231,10 +231,11 @@ def main():
     measured["acceptance"] = {
         str(t): measure.acceptance(target, draft, prompts, length, t, 1000, args.device) for t in (0, 0.7, 1.0)}
     measured["samples"] = []
-    for prompt in PROMPTS[:2] if args.short else PROMPTS:
+    for number, prompt in enumerate(PROMPTS[:2] if args.short else PROMPTS):
         begin = torch.tensor([tokenizer.encode_batch([prompt])[0].ids], device=args.device)
-        text = measure.sample(target, begin, 8 if args.short else 80, 0.8, 7, context, args.device)
-        measured["samples"].append(tokenizer.decode(text[0].tolist()))
+        text = measure.sample(target, begin, 8 if args.short else 80, 0.8, 7 + number, context, args.device)[0].tolist()
+        end = text.index(0) if 0 in text else len(text)  # what follows the end of a text is another text
+        measured["samples"].append(tokenizer.decode(text[:end]))
 
     for name, model in (("target", target), ("draft", draft)):
         export.write_model(out / name, model, out / "tokenizer.json")

@@ -435,9 +435,7 @@ absl::Status CudaDecoder::Norm(const float* x, const int32_t* from, const float*
   return CudaStatus(kernels::CudaRmsNorm(p, stream_), stage);
 }
 
-absl::Status CudaDecoder::Linear(CudaLinearParams p, const char* stage) {
-  p.path =
-      options_.batch_invariant ? kernels::CudaLinearPath::kTile : kernels::CudaLinearPath::kBySize;
+absl::Status CudaDecoder::Linear(const CudaLinearParams& p, const char* stage) {
   return CudaStatus(kernels::CudaLinear(p, stream_), stage);
 }
 

@@ -26,8 +26,7 @@ namespace paceline {
 struct CudaDecoderOptions {
   int32_t max_position = 0;  // bounds every row's position
   int32_t num_hidden_slots = 0;
-  int32_t max_rows = 512;       // of a batch, without a further allocation
-  bool batch_invariant = true;  // a row's bits do not depend on what else is in the batch
+  int32_t max_rows = 512;                     // of a batch, without a further allocation
   int64_t partial_bytes = int64_t{64} << 20;  // of attention's partial results
 };
 
@@ -109,7 +108,7 @@ class CudaDecoder {
   absl::Status SaveHidden(const DecoderBatch& batch, int32_t end);
   absl::Status Norm(const float* x, const int32_t* from, const float* weight, int32_t n,
                     const char* stage);
-  absl::Status Linear(kernels::CudaLinearParams params, const char* stage);
+  absl::Status Linear(const kernels::CudaLinearParams& params, const char* stage);
   absl::Status MoveRows(const float* x, float* y, const int32_t* from, const int32_t* to,
                         int32_t rows, int32_t dim);
 

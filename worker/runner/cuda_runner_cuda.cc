@@ -11,11 +11,11 @@ namespace {
 using kernels::CudaSampleResult;
 
 // Grows with every change of a CUDA kernel that changes bits.
-constexpr int kCudaKernelBuild = 1;
+constexpr int kCudaKernelBuild = 2;
 constexpr size_t kMaxInFlight = 2;
-constexpr int32_t kHeadGroup = 64;  // rows whose logits are held at once
+constexpr int32_t kHeadGroup = 64;                 // rows whose logits are held at once
+constexpr int64_t kMostBlocks = int64_t{1} << 24;  // of the KV pool: more are never in use
 // Left free on the GPU, for the driver's own needs and growth.
-constexpr int64_t kMostBlocks = int64_t{1} << 24;
 constexpr int64_t kLeastMargin = int64_t{64} << 20;
 
 absl::Status OutOfRange(const char* option, int64_t value, const std::string& limit) {
@@ -52,7 +52,6 @@ CudaDecoderOptions DecoderOptions(const CudaRunnerOptions& o, int32_t max_contex
   options.max_position = max_context + kPositionSlack;
   options.num_hidden_slots = o.max_hidden_slots;
   options.max_rows = o.max_batch_rows;
-  options.batch_invariant = o.deterministic;
   options.partial_bytes = o.partial_bytes;
   return options;
 }
@@ -111,9 +110,9 @@ std::string TextOf(const MemoryPlan& plan, const CudaDevice& device, int32_t blo
 
 }  // namespace
 
-std::string CudaNumericsFingerprint(int32_t compute_capability, bool deterministic) {
+std::string CudaNumericsFingerprint(int32_t compute_capability) {
   return absl::StrCat("cuda-sm", compute_capability, "-bf16-kvbf16-tp1-s", kSamplerVersion, "-k",
-                      kCudaKernelBuild, deterministic ? "" : "-fast");
+                      kCudaKernelBuild);
 }
 
 absl::StatusOr<std::unique_ptr<CudaRunner>> CudaRunner::Create(
@@ -136,8 +135,7 @@ absl::StatusOr<std::unique_ptr<CudaRunner>> CudaRunner::Create(
   info.max_slots = options.max_slots;
   info.eos_token_ids = config.eos_token_ids;
   info.model_fingerprint = model->fingerprint;
-  info.numerics_fingerprint =
-      CudaNumericsFingerprint(device.compute_capability, options.deterministic);
+  info.numerics_fingerprint = CudaNumericsFingerprint(device.compute_capability);
   if (options.synthetic_acceptance > 0) info.numerics_fingerprint += "-synthetic";
 
   ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create());

@@ -27,11 +27,9 @@ struct CudaRunnerOptions {
   int32_t num_blocks = 0;  // of the KV pool; 0 = as many as kv_bytes hold
   int32_t block_size = 16;
   int32_t max_slots = 64;
-  int32_t max_context = 0;       // positions; 0 = the model's, never more
-  int32_t max_hidden_slots = 0;  // saved-hidden slots
-  int32_t max_batch_rows = 512;  // more are possible, and cost an allocation
-  // A row's bits do not depend on its batch. Off: small batches take a faster path of their own.
-  bool deterministic = true;
+  int32_t max_context = 0;                    // positions; 0 = the model's, never more
+  int32_t max_hidden_slots = 0;               // saved-hidden slots
+  int32_t max_batch_rows = 512;               // more are possible, and cost an allocation
   int64_t partial_bytes = int64_t{64} << 20;  // of attention's partial results
   double synthetic_acceptance = 0;            // as CpuRunnerOptions
   // For tests: sees the logits [vocab_size] of every sample row, with slot and position sampled.
@@ -104,7 +102,7 @@ class CudaRunner final : public Runner {
   std::vector<kernels::SampleOutput> outputs_;  // [draws]
 };
 
-// "cuda-sm<architecture>-bf16-kvbf16-tp1-s<sampler>-k<kernel build>[-fast]".
-std::string CudaNumericsFingerprint(int32_t compute_capability, bool deterministic);
+// "cuda-sm<architecture>-bf16-kvbf16-tp1-s<sampler>-k<kernel build>".
+std::string CudaNumericsFingerprint(int32_t compute_capability);
 
 }  // namespace paceline

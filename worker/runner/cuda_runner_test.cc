@@ -300,26 +300,24 @@ TEST(CudaRunnerTest, AgreesWithTheCpuRunner) {
     PlanDriver cpu_driver(*cpu);
     Sequence& expected = cpu_driver.Start(prompt, sampling);
     cpu_driver.Finish(expected);
-    for (bool deterministic : {true, false}) {
-      Rig rig({.deterministic = deterministic});
-      EXPECT_EQ(rig.runner->info().model_fingerprint, cpu->info().model_fingerprint);
-      Sequence& s = rig.driver->Start(prompt, sampling);
-      rig.driver->Finish(s);
-      for (size_t i = 0; i < s.output().size(); ++i) {
-        const auto position = s.prompt_len + static_cast<int32_t>(i);
-        std::vector<float> logits = cpu_seen[{expected.slot, position}].at(0);
-        const std::vector<float>& got = rig.seen[{s.slot, position}].at(0);
-        for (size_t v = 0; v < logits.size(); ++v) ASSERT_NEAR(got[v], logits[v], 0.15) << i;
-        if (s.output()[i] != expected.output()[i]) {
-          std::ranges::sort(logits, std::greater<>());
-          EXPECT_LT(logits[0] - logits[1], 0.1) << "token " << i;
-          break;
-        }
-        ++compared;
+    Rig rig;
+    EXPECT_EQ(rig.runner->info().model_fingerprint, cpu->info().model_fingerprint);
+    Sequence& s = rig.driver->Start(prompt, sampling);
+    rig.driver->Finish(s);
+    for (size_t i = 0; i < s.output().size(); ++i) {
+      const auto position = s.prompt_len + static_cast<int32_t>(i);
+      std::vector<float> logits = cpu_seen[{expected.slot, position}].at(0);
+      const std::vector<float>& got = rig.seen[{s.slot, position}].at(0);
+      for (size_t v = 0; v < logits.size(); ++v) ASSERT_NEAR(got[v], logits[v], 0.15) << i;
+      if (s.output()[i] != expected.output()[i]) {
+        std::ranges::sort(logits, std::greater<>());
+        EXPECT_LT(logits[0] - logits[1], 0.1) << "token " << i;
+        break;
       }
+      ++compared;
     }
   }
-  EXPECT_GT(compared, 2 * kLength);
+  EXPECT_GT(compared, kLength);
 }
 
 TEST(CudaRunnerTest, StopIdsCandidatesAndMinTokens) {
