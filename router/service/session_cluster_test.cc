@@ -1,4 +1,5 @@
 // Sessions and cluster status over gRPC, before a directory of made-up workers.
+#include "common/types/session_id.h"
 #include "router/service/api_fixture.h"
 
 namespace paceline {
@@ -35,9 +36,21 @@ TEST(SessionService, IdsAreDrawn) {
   EXPECT_THAT(ids, SizeIs(20));
 }
 
-TEST(SessionService, RefusesATimeToLiveThatNoWorkerKeeps) {
+TEST(SessionService, AnIdCarriesItsTimeToLive) {
   ApiServer server;
-  for (const int64_t seconds : {0, 60, 24 * 3600 + 1}) {
+  v1::CreateSessionRequest request;
+  request.mutable_time_to_live()->set_seconds(59);
+  request.mutable_time_to_live()->set_nanos(1);
+  v1::CreateSessionResponse response;
+  grpc::ClientContext context;
+  ASSERT_TRUE(server.sessions->CreateSession(&context, request, &response).ok());
+  EXPECT_EQ(response.session().time_to_live().seconds(), 60);
+  EXPECT_EQ(SessionTimeToLive(response.session().session_id()), std::chrono::seconds(60));
+}
+
+TEST(SessionService, RefusesATimeToLiveOutOfRange) {
+  ApiServer server;
+  for (const int64_t seconds : {-1, 0, 24 * 3600 + 1}) {
     v1::CreateSessionRequest request;
     request.mutable_time_to_live()->set_seconds(seconds);
     v1::CreateSessionResponse response;

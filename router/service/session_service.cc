@@ -6,6 +6,7 @@
 
 #include "absl/strings/str_cat.h"
 #include "common/rpc/duration.h"
+#include "common/types/session_id.h"
 #include "router/service/generation_parser.h"
 #include "router/service/paging.h"
 #include "router/service/random_id.h"
@@ -65,11 +66,16 @@ std::optional<ServingError> CheckId(const std::string& id) {
 std::optional<ServingError> CheckTimeToLive(const v1::CreateSessionRequest& request) {
   if (!request.has_time_to_live()) return std::nullopt;
   const auto ttl = FromProto(request.time_to_live());
-  if (!ttl.ok() || *ttl < std::chrono::seconds(1) || *ttl > std::chrono::hours(24)) {
-    return ServingError::InvalidField("time_to_live", "it must be in [1 s, 24 h]");
-  }
-  return ServingError::InvalidField(
-      "time_to_live", "it is not implemented: every worker keeps tags for its own time");
+  if (ttl.ok() && *ttl >= kShortestSession && *ttl <= kLongestSession) return std::nullopt;
+  return ServingError::InvalidField("time_to_live", "it must be in [1 s, 24 h]");
+}
+
+// The id carries the time, in whole seconds; what is asked for is kept at least.
+void FillSession(const v1::CreateSessionRequest& request, v1::Session* session) {
+  if (!request.has_time_to_live()) return session->set_session_id(RandomId());
+  const auto ttl = std::chrono::ceil<std::chrono::seconds>(*FromProto(request.time_to_live()));
+  session->set_session_id(MakeSessionId(RandomId(), ttl));
+  session->mutable_time_to_live()->set_seconds(ttl.count());
 }
 
 }  // namespace
@@ -82,7 +88,7 @@ grpc::ServerUnaryReactor* SessionServiceImpl::CreateSession(grpc::CallbackServer
     end.Fail(*error);
     return end.reactor();
   }
-  response->mutable_session()->set_session_id(RandomId());
+  FillSession(*request, response->mutable_session());
   end.Finish(grpc::Status::OK);
   return end.reactor();
 }

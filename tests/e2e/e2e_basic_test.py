@@ -6,7 +6,7 @@ import time
 import unittest
 
 import grpc
-from client import Router, Stream, cluster_pb2, failure_of, metric, pb, session_pb2, spec
+from client import Failure, Router, Stream, cluster_pb2, failure_of, metric, pb, session_pb2, spec
 from cluster import Cluster, Process, bin_folder, eventually, read_line
 
 PROMPT = "Once upon a time there was a house on the hill"
@@ -321,6 +321,26 @@ class SessionTest(unittest.TestCase):
         router.sessions.DeleteSession(session_pb2.DeleteSessionRequest(session_id=session.session_id))
         failure = failure_of(get)
         self.assertEqual((failure.code, failure.reason), (grpc.StatusCode.NOT_FOUND, "SESSION_NOT_FOUND"))
+
+
+    def test_a_session_ends_when_its_id_says(self):
+        create = session_pb2.CreateSessionRequest()
+        create.time_to_live.FromSeconds(1)
+        session = router.sessions.CreateSession(create).session
+        self.assertEqual(session.time_to_live.ToSeconds(), 1)
+        Stream(router, spec("A short conversation that fills some blocks. " * 8, session_id=session.session_id,
+                            max_tokens=8)).finish()
+        get = lambda: router.sessions.GetSession(session_pb2.GetSessionRequest(session_id=session.session_id))
+        self.assertLessEqual(get().session.time_to_live.ToMilliseconds(), 1000)
+
+        def gone():
+            try:
+                get()
+            except grpc.RpcError as error:
+                return Failure(error).reason == "SESSION_NOT_FOUND"
+            return False
+
+        self.assertTrue(eventually(gone, limit=5))
 
 
 class OperationsTest(unittest.TestCase):

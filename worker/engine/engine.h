@@ -26,7 +26,7 @@ struct EngineOptions {
   int32_t max_drafts = 8;        // draft rows per sequence and step
   bool launch_ahead = false;     // launch step t+1 before step t is read
   bool prefix_cache = true;
-  Duration session_ttl = std::chrono::minutes(10);
+  Duration session_ttl = std::chrono::minutes(10);  // of ids that carry no time of their own
 };
 
 // Chosen by the caller, unique among the engine's requests in flight.

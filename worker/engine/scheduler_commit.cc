@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "common/check.h"
+#include "common/types/session_id.h"
 #include "worker/engine/scheduler.h"
 
 namespace paceline {
@@ -162,7 +163,8 @@ void Scheduler::ReleaseSequence(Sequence* s, TimePoint now) {
     StopRunning(s);
     const std::string& session = s->request->request.session_id;
     if (!session.empty() && s->table.num_published > 0) {
-      blocks_.Tag(session, s->table, now + options_.session_ttl);
+      const auto ttl = SessionTimeToLive(session);
+      blocks_.Tag(session, s->table, now + (ttl.has_value() ? *ttl : options_.session_ttl));
       sessions_changed_ = true;
     }
     if (Busy(*s)) {

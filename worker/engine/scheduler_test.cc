@@ -8,6 +8,7 @@
 #include <gmock/gmock.h>
 #include <gtest/gtest.h>
 
+#include "common/types/session_id.h"
 #include "tests/sim/generation_book.h"
 #include "tests/sim/hash_runner.h"
 #include "tests/sim/hash_speculator.h"
@@ -638,6 +639,20 @@ TEST(SchedulerTest, SessionsTagWhatTheyLeaveBehind) {
   rig.Submit(r);
   rig.Finish();
   rig.clock().Advance(milliseconds(501));
+  rig.Turn();
+  EXPECT_THAT(rig.blocks().ListTags(rig.clock().Now()), IsEmpty());
+}
+
+TEST(SchedulerTest, ASessionsIdCarriesItsTime) {
+  Rig rig({.engine = {.prefix_cache = true, .session_ttl = milliseconds(500)}});
+  GenerationRequest r = Request(21, 4);
+  r.session_id = MakeSessionId("a", std::chrono::seconds(2));
+  rig.Submit(r);
+  rig.Finish();
+  rig.clock().Advance(milliseconds(1900));
+  rig.Turn();
+  EXPECT_THAT(rig.blocks().ListTags(rig.clock().Now()), SizeIs(1));
+  rig.clock().Advance(milliseconds(101));
   rig.Turn();
   EXPECT_THAT(rig.blocks().ListTags(rig.clock().Now()), IsEmpty());
 }
