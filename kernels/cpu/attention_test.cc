@@ -189,7 +189,7 @@ TEST_P(AttentionTest, MatchesDoubleOnRaggedBatches) {
   ThreadPool pool(2, GetParam());
   RandomInputs random(7);
   for (const Shape& s : kShapes) {
-    for (int32_t window : {0, 1, 50, 700}) {
+    for (int32_t window : Thin() ? std::vector{0, 50} : std::vector{0, 1, 50, 700}) {
       if (Thin() && window == 50) continue;
       std::vector<SpanSpec> specs;
       for (int i = 0; i < 6; ++i) {
@@ -209,7 +209,7 @@ TEST_P(AttentionTest, MatchesDoubleOnRaggedBatches) {
 TEST_P(AttentionTest, MatchesDoubleAtBorders) {
   ThreadPool pool(3, GetParam());
   uint64_t salt = 100;
-  for (int32_t border : {16, 64, 512, 1024}) {
+  for (int32_t border : Thin() ? std::vector{16, 512} : std::vector{16, 64, 512, 1024}) {
     for (int32_t context : {border - 2, border - 1, border, border + 1}) {
       for (int32_t rows : {1, 2, 9}) {
         for (bool tree : {false, true}) {
