@@ -24,6 +24,7 @@ CudaTile TileFor(int32_t m, int32_t n) {
 }  // namespace
 
 cudaError_t CudaTileLinear(const CudaLinearParams& p, CudaTile tile, cudaStream_t stream) {
+  if (tile >= CudaTile::kWgmma64x128) return WgmmaLinear(p, tile, stream);
   return tile < CudaTile::kBlock64 ? StreamLinear(p, tile, stream) : BlockLinear(p, tile, stream);
 }
 
