@@ -45,10 +45,13 @@ enum class CudaTile : uint8_t {
   kBlock64,
   kBlock128,
   kWgmma64x128,
+  kWgmma64x128Parts4,
+  kWgmma64x128Parts8,
+  kWgmma128x128Parts4,
   kWgmma128x128,
   kWgmma128x192
 };
-inline constexpr int kCudaTiles = 9;
+inline constexpr int kCudaTiles = 12;
 cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
 
 }  // namespace paceline::kernels
