@@ -52,11 +52,12 @@ LaunchOrder OverlapIfAble(void (*kernel)(Params)) {
 #endif
 }
 
-// One param struct by value; an empty grid is no launch.
+// One param struct by value; an empty grid is no launch. `cluster` blocks along x run together
+// (cluster.cuh; sm_90 and later).
 template <typename Params>
 cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared_bytes,
                    const Params& params, cudaStream_t stream,
-                   LaunchOrder order = LaunchOrder::kInOrder) {
+                   LaunchOrder order = LaunchOrder::kInOrder, int cluster = 1) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
 #ifdef PACELINE_CUDA_EMULATION
   static_cast<void>(order);
@@ -64,7 +65,7 @@ cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared
       [](const void* f, const void* p) {
         (*static_cast<void (*const*)(Params)>(f))(*static_cast<const Params*>(p));
       },
-      &kernel, &params, grid, dim3(static_cast<unsigned>(threads)), shared_bytes);
+      &kernel, &params, grid, dim3(static_cast<unsigned>(threads)), shared_bytes, cluster);
   return cudaSuccess;
 #else
   cudaLaunchConfig_t config = {};
@@ -72,11 +73,20 @@ cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared
   config.blockDim = dim3(static_cast<unsigned>(threads));
   config.dynamicSmemBytes = shared_bytes;
   config.stream = stream;
-  cudaLaunchAttribute overlap = {};
-  overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  overlap.val.programmaticStreamSerializationAllowed = 1;
-  config.attrs = &overlap;
-  config.numAttrs = order == LaunchOrder::kOverlap ? 1 : 0;
+  cudaLaunchAttribute attributes[2] = {};
+  config.attrs = attributes;
+  if (order == LaunchOrder::kOverlap) {
+    cudaLaunchAttribute& overlap = attributes[config.numAttrs++];
+    overlap.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    overlap.val.programmaticStreamSerializationAllowed = 1;
+  }
+  if (cluster > 1) {
+    cudaLaunchAttribute& together = attributes[config.numAttrs++];
+    together.id = cudaLaunchAttributeClusterDimension;
+    together.val.clusterDim.x = static_cast<unsigned>(cluster);
+    together.val.clusterDim.y = 1;
+    together.val.clusterDim.z = 1;
+  }
   return cudaLaunchKernelEx(&config, kernel, params);
 #endif
 }

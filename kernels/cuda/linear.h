@@ -33,11 +33,25 @@ struct CudaLinearParams {
 };
 cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 
-// For tests and benchmarks; any tile serves any m. A tile's number is the rows of x that it takes
-// together; kStream tiles hold W in registers and spread the slices over a block's warps, kBlock
-// tiles hold both in shared memory and walk the slices.
-enum class CudaTile : uint8_t { kStream8, kStream16, kStream32, kStream64, kBlock64, kBlock128 };
-inline constexpr int kCudaTiles = 6;
+// For tests and benchmarks; any tile serves any m. A tile's first number is the rows of x that it
+// takes together, its second the rows of W. kStream tiles hold W in registers and spread the slices
+// over a block's warps, kBlock tiles hold both in shared memory and walk the slices; kWgmma tiles do
+// so with Hopper's own instructions: cudaErrorNotSupported on other GPUs.
+enum class CudaTile : uint8_t {
+  kStream8,
+  kStream16,
+  kStream32,
+  kStream64,
+  kBlock64,
+  kBlock128,
+  kWgmma64x128,
+  kWgmma64x128Parts4,
+  kWgmma64x128Parts8,
+  kWgmma128x128Parts4,
+  kWgmma128x128,
+  kWgmma128x192
+};
+inline constexpr int kCudaTiles = 12;
 cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
 
 }  // namespace paceline::kernels

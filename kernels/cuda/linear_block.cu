@@ -8,8 +8,6 @@
 namespace paceline::kernels {
 namespace {
 
-constexpr int kBlockK = 2 * kGroupK;
-
 // Warps stand kWarpsN x kWarpsM; a warp computes kTilesN x kTilesM tiles of 16 rows of W x 8 of x.
 template <int kWarpsN_, int kWarpsM_, int kTilesN_, int kTilesM_, int kStages_>
 struct Tile {
@@ -19,21 +17,20 @@ struct Tile {
   static constexpr int kThreads = kWarpsN * kWarpsM * kWarp;
   static constexpr int kBlockN = kWarpsN * kTilesN * 16;
   static constexpr int kBlockM = kWarpsM * kTilesM * 8;
-  static constexpr int kStageElements = (kBlockN + kBlockM) * kBlockK;
+  static constexpr int kStageElements = (kBlockN + kBlockM) * kStageK;
   static constexpr size_t kSharedBytes = size_t{kStages} * kStageElements * sizeof(Bf16);
 };
 
-// Where 16 bytes of a row lie: odd rows swap their halves, so that the eight lanes that read two
-// rows together touch every bank once.
+// Where 16 bytes of a row lie: the same vector of eight rows touches every bank once.
 __device__ __forceinline__ int Swizzled(int row, int vector) {
-  return row * kBlockK + (vector ^ (row & 1) << 2) * 8;
+  return row * kStageK + (vector ^ (row & 7)) * 8;
 }
 
-// Rows [begin, begin + kRows) x columns [k, k + kBlockK) of a matrix [rows, p.k] to shared memory.
+// Rows [begin, begin + kRows) x columns [k, k + kStageK) of a matrix [rows, p.k] to shared memory.
 template <int kRows, int kThreads>
 __device__ __forceinline__ void LoadTile(const Bf16* matrix, int rows, int width, int begin, int k,
                                          Bf16* shared) {
-  constexpr int kVectors = kBlockK / 8;
+  constexpr int kVectors = kStageK / 8;
 #pragma unroll
   for (int i = static_cast<int>(threadIdx.x); i < kRows * kVectors; i += kThreads) {
     const int row = i / kVectors;
@@ -54,17 +51,17 @@ __global__ void __launch_bounds__(T::kThreads) TileKernel(CudaLinearParams p) {
   const int warp_m = warp / T::kWarpsN * T::kTilesM * 8;
   const int block_m = static_cast<int>(blockIdx.x) * T::kBlockM;
   const int block_n = static_cast<int>(blockIdx.y) * T::kBlockN;
-  const int steps = CeilDiv(p.k, kBlockK);
-  const int slice_steps = SliceColumns(p.k) / kBlockK;
+  const int steps = CeilDiv(p.k, kStageK);
+  const int slice_steps = SliceStages(p.k);
 
   LetNextStart();
   WaitForPrevious();
   const auto load = [&](int step) {
     if (step < steps) {
       Bf16* stage = shared + step % T::kStages * T::kStageElements;
-      LoadTile<T::kBlockN, T::kThreads>(p.w, p.n, p.k, block_n, step * kBlockK, stage);
-      LoadTile<T::kBlockM, T::kThreads>(p.x, p.m, p.k, block_m, step * kBlockK,
-                                        stage + T::kBlockN * kBlockK);
+      LoadTile<T::kBlockN, T::kThreads>(p.w, p.n, p.k, block_n, step * kStageK, stage);
+      LoadTile<T::kBlockM, T::kThreads>(p.x, p.m, p.k, block_m, step * kStageK,
+                                        stage + T::kBlockN * kStageK);
     }
     CommitCopies();  // an empty group keeps the count
   };
@@ -79,24 +76,26 @@ __global__ void __launch_bounds__(T::kThreads) TileKernel(CudaLinearParams p) {
     __syncthreads();               // everyone's is, and the stage read last is free
     load(step + T::kStages - 1);
     const Bf16* w_stage = shared + step % T::kStages * T::kStageElements;
-    const Bf16* x_stage = w_stage + T::kBlockN * kBlockK;
+    const Bf16* x_stage = w_stage + T::kBlockN * kStageK;
 #pragma unroll
-    for (int group = 0; group < 2; ++group) {
-      const int vector = group * 4 + lane % 4;
-      const auto read = [&](const Bf16* stage, int row) {
-        return *reinterpret_cast<const uint4*>(stage + Swizzled(row, vector));
+    for (int product = 0; product < kStageK / 16; ++product) {
+      const auto load_matrices = [&](const Bf16* stage, int row, int half, unsigned(&to)[4]) {
+        LoadMatrices<false>(to, stage + Swizzled(row, product * 2 + half));
       };
-      uint4 w[T::kTilesN][2];
+      unsigned w[T::kTilesN][4];
 #pragma unroll
       for (int i = 0; i < T::kTilesN; ++i) {
-        w[i][0] = read(w_stage, warp_n + i * 16 + lane / 4);
-        w[i][1] = read(w_stage, warp_n + i * 16 + lane / 4 + 8);
+        load_matrices(w_stage, warp_n + i * 16 + lane % 16, lane / 16, w[i]);
       }
 #pragma unroll
-      for (int j = 0; j < T::kTilesM; ++j) {
-        const uint4 x = read(x_stage, warp_m + j * 8 + lane / 4);
+      for (int j = 0; j < T::kTilesM; j += 2) {
+        unsigned x[4];  // two tiles
+        load_matrices(x_stage, warp_m + (j + lane / 16) * 8 + lane % 8, lane / 8 % 2, x);
 #pragma unroll
-        for (int i = 0; i < T::kTilesN; ++i) MmaGroup(sums[i][j], w[i][0], w[i][1], x);
+        for (int i = 0; i < T::kTilesN; ++i) {
+          MmaBf16(sums[i][j], w[i], {x[0], x[1]});
+          MmaBf16(sums[i][j + 1], w[i], {x[2], x[3]});
+        }
       }
     }
     if (--left == 0 || step == steps - 1) {

@@ -1,7 +1,7 @@
 // The path of few rows: bound by the stream of W from memory. A block computes 16 kRowTiles rows of
 // W times 8 kColumnTiles rows of x; each of its eight warps takes one slice of K and loads W
-// straight into the fragments of mma, kDepth groups ahead, so no barrier stands in the stream. x
-// comes from the caches the same way. The slices' sums meet in shared memory.
+// straight into the fragments of mma, kDepth groups of 32 columns ahead, so no barrier stands in the
+// stream. x comes from the caches the same way. The slices' sums meet in shared memory.
 #include "kernels/cuda/linear_order.cuh"
 #include "kernels/cuda/linear_paths.h"
 #include "kernels/cuda/linear_store.cuh"
@@ -10,6 +10,31 @@ namespace paceline::kernels {
 namespace {
 
 constexpr int kThreads = kSlices * kWarp;
+constexpr int kGroupK = 32;
+
+// A group's columns that lane t of four takes to the two products: of the first, 16 columns from 0
+// on, the four from OwnColumns on; of the second the same, 16 further.
+__device__ __forceinline__ int OwnColumns(int lane) { return lane % 2 * 8 + lane / 2 % 2 * 4; }
+
+// One load brings lane t columns 8t .. 8t + 7 of a row, all of one product; lanes t and t ^ 2 change
+// halves.
+__device__ __forceinline__ uint4 Exchanged(const uint4& loaded, bool upper) {
+  const unsigned x = __shfl_xor_sync(kAllLanes, upper ? loaded.x : loaded.z, 2);
+  const unsigned y = __shfl_xor_sync(kAllLanes, upper ? loaded.y : loaded.w, 2);
+  return upper ? make_uint4(x, y, loaded.z, loaded.w) : make_uint4(loaded.x, loaded.y, x, y);
+}
+
+// c[16 rows of W, 8 rows of x] += one group. With g = lane / 4: low and high hold rows g and g + 8
+// of W, x row g of x.
+__device__ __forceinline__ void MmaGroup(float (&c)[4], const uint4& low, const uint4& high,
+                                         const uint4& x) {
+  const unsigned a_first[4] = {low.x, high.x, low.y, high.y};
+  const unsigned b_first[2] = {x.x, x.y};
+  MmaBf16(c, a_first, b_first);
+  const unsigned a_second[4] = {low.z, high.z, low.w, high.w};
+  const unsigned b_second[2] = {x.z, x.w};
+  MmaBf16(c, a_second, b_second);
+}
 
 template <int kRowTiles_, int kColumnTiles_, int kDepth_, int kBlocks_>
 struct Stream {
@@ -31,17 +56,20 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
   const int block_m = static_cast<int>(blockIdx.x) * T::kBlockM;
   const int block_n = static_cast<int>(blockIdx.y) * T::kBlockN;
   const int row = lane / 4;
+  const bool upper = lane % 4 >= 2;
   const int begin = slice * SliceColumns(p.k);
   const int end = min(p.k, begin + SliceColumns(p.k));
   const int groups = begin < end ? CeilDiv(end - begin, kGroupK) : 0;
   const Bf16* const w_row = p.w + int64_t{block_n + row} * p.k + begin + lane % 4 * 8;
-  const Bf16* const x_row = p.x + int64_t{block_m + row} * p.k + begin + lane % 4 * 8;
-  const int columns = end - begin - lane % 4 * 8;  // that this lane may read, from its first
+  const Bf16* const x_row = p.x + int64_t{block_m + row} * p.k + begin + OwnColumns(lane);
+  // That this lane may read, from its first.
+  const int w_columns = end - begin - lane % 4 * 8;
+  const int x_columns = end - begin - OwnColumns(lane);
 
   uint4 w[T::kDepth][2 * T::kRowTiles];
   uint4 x[T::kDepth][T::kColumnTiles];
   const auto load_w = [&](int to, int group) {
-    const bool inside = group * kGroupK < columns;
+    const bool inside = group * kGroupK < w_columns;
 #pragma unroll
     for (int i = 0; i < 2 * T::kRowTiles; ++i) {
       const Bf16* from = w_row + int64_t{8 * i} * p.k + group * kGroupK;
@@ -51,12 +79,13 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
     }
   };
   const auto load_x = [&](int to, int group) {
-    const bool inside = group * kGroupK < columns;
 #pragma unroll
     for (int i = 0; i < T::kColumnTiles; ++i) {
       const Bf16* from = x_row + int64_t{8 * i} * p.k + group * kGroupK;
-      x[to][i] =
-          inside && block_m + row + 8 * i < p.m ? *reinterpret_cast<const uint4*>(from) : uint4{};
+      const int columns = block_m + row + 8 * i < p.m ? x_columns - group * kGroupK : 0;
+      const uint2 first = columns > 0 ? *reinterpret_cast<const uint2*>(from) : uint2{};
+      const uint2 second = columns > 16 ? *reinterpret_cast<const uint2*>(from + 16) : uint2{};
+      x[to][i] = make_uint4(first.x, first.y, second.x, second.y);
     }
   };
   LetNextStart();
@@ -73,10 +102,9 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
       if (first + i >= groups) break;  // the whole warp
 #pragma unroll
       for (int r = 0; r < T::kRowTiles; ++r) {
+        const uint4 low = Exchanged(w[i][2 * r], upper), high = Exchanged(w[i][2 * r + 1], upper);
 #pragma unroll
-        for (int c = 0; c < T::kColumnTiles; ++c) {
-          MmaGroup(sums[r][c], w[i][2 * r], w[i][2 * r + 1], x[i][c]);
-        }
+        for (int c = 0; c < T::kColumnTiles; ++c) MmaGroup(sums[r][c], low, high, x[i][c]);
       }
       load_w(i, first + i + T::kDepth);
       load_x(i, first + i + T::kDepth);

@@ -11,7 +11,7 @@ namespace {
 using kernels::CudaSampleResult;
 
 // Grows with every change of a CUDA kernel that changes bits.
-constexpr int kCudaKernelBuild = 2;
+constexpr int kCudaKernelBuild = 3;
 constexpr size_t kMaxInFlight = 2;
 constexpr int32_t kHeadGroup = 64;                 // rows whose logits are held at once
 constexpr int64_t kMostBlocks = int64_t{1} << 24;  // of the KV pool: more are never in use

@@ -4,7 +4,7 @@
 // hardware only what is written here. Tests alone use it; found first on the include path.
 //
 // A block's threads are fibers of one host thread; they switch at barriers and warp operations.
-// Blocks run one after another, a launch is done when it returns. What a real GPU leaves undefined
+// Blocks (or clusters of them) run one after another, a launch is done when it returns. What a real GPU leaves undefined
 // is made visible: memory starts as 0xff bytes (NaN), asynchronous copies write and warpgroups'
 // products read and write only when they are waited for, the order of threads changes from launch
 // to launch, and a barrier that some threads never reach ends the process.
@@ -86,9 +86,14 @@ void Defer(std::function<void()> product);
 void CommitProducts();
 void WaitProducts(int groups_left);
 
-// Runs kernel(params) for every thread of the grid.
+// Blocks of a cluster (cluster.cuh).
+int ClusterRank();
+void SyncCluster();
+void* SharedOfBlock(void* own, int rank);
+
+// Runs kernel(params) for every thread of the grid, `cluster` blocks at a time.
 void Run(void (*kernel)(const void* kernel, const void* params), const void* function,
-         const void* params, dim3 grid, dim3 block, size_t shared_bytes);
+         const void* params, dim3 grid, dim3 block, size_t shared_bytes, int cluster);
 
 template <typename T>
 T FromLane(T value, int lane) {

@@ -3,7 +3,9 @@
 #include <cstdlib>
 #include <map>
 #include <memory>
+#include <numeric>
 #include <random>
+#include <utility>
 #include <vector>
 
 #include "kernels/cuda/emulation/cuda_runtime.h"
@@ -95,13 +97,18 @@ struct Named {
   int arrived = 0, generation = 0;
 };
 
+// The blocks of a cluster, which run together: one, as a rule. Their threads follow each other in
+// fibers, their dynamic shared memory in shared.
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::map<uint64_t*, std::vector<CopyInFlight>> in_flight;  // by barrier
-  std::map<int, Named> named;
+  std::map<std::pair<int, int>, Named> named;  // by block of the cluster, number
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   unsigned char* shared_begin = nullptr;
+  size_t shared_stride = 0;  // from one block's to the next's
+  int threads = 0;           // of one block
+  int cluster = 1;
   void (*kernel)(const void*, const void*) = nullptr;
   const void* function = nullptr;
   const void* params = nullptr;
@@ -205,23 +212,25 @@ bool RunWarp(int warp, bool backwards) {
 
 // Between two barriers one warp runs as far as it can before the next starts, in an order that
 // changes: what a missing barrier should have kept apart comes together.
-void RunBlock(int threads, std::mt19937& rng) {
-  const int warps = threads / kWarp;
-  std::vector<int> order(static_cast<size_t>(warps));
-  for (int w = 0; w < warps; ++w) order[static_cast<size_t>(w)] = w;
+void RunBlock(std::mt19937& rng) {
+  const int all = block.threads * block.cluster;
+  std::vector<int> order(static_cast<size_t>(all / kWarp));
+  std::iota(order.begin(), order.end(), 0);
   while (true) {
     std::shuffle(order.begin(), order.end(), rng);
     bool ran = false;
     for (int warp : order) ran |= RunWarp(warp, rng() % 2 != 0);
-    const int done = Count(0, threads, State::kDone);
-    if (done == threads) return;
-    if (done + Count(0, threads, State::kAtBarrier) != threads) {
-      if (!ran) Die("a barrier is never reached");
-      continue;
+    if (Count(0, all, State::kDone) == all) return;
+    for (int first = 0; first < all; first += block.threads) {
+      const int end = first + block.threads;
+      const int waiting = Count(first, end, State::kAtBarrier);
+      if (waiting == 0 || waiting + Count(first, end, State::kDone) != block.threads) continue;
+      ran = true;
+      for (int i = first; i < end; ++i) {
+        if (FiberAt(i)->state == State::kAtBarrier) FiberAt(i)->state = State::kRunnable;
+      }
     }
-    for (int i = 0; i < threads; ++i) {
-      if (FiberAt(i)->state == State::kAtBarrier) FiberAt(i)->state = State::kRunnable;
-    }
+    if (!ran) Die("a barrier is never reached");
   }
 }
 
@@ -238,6 +247,16 @@ void WaitUntil(std::function<bool()> ready) {
   block.running->ready = std::move(ready);
   block.running->state = State::kWaiting;
   Yield();
+}
+
+void Meet(std::pair<int, int> barrier, int count) {
+  Named& named = block.named[barrier];
+  if (++named.arrived == count) {
+    named.arrived = 0;
+    ++named.generation;
+    return;
+  }
+  WaitUntil([&named, before = named.generation] { return named.generation != before; });
 }
 
 void EndPhaseIfComplete(Phases* phases) {
@@ -260,15 +279,15 @@ void Land(uint64_t* barrier) {
 
 }  // namespace
 
-void SyncNamed(int barrier, int count) {
-  Named& named = block.named[barrier];
-  if (++named.arrived == count) {
-    named.arrived = 0;
-    ++named.generation;
-    return;
-  }
-  WaitUntil([&named, before = named.generation] { return named.generation != before; });
+int ClusterRank() { return block.running->index / block.threads; }
+
+void* SharedOfBlock(void* own, int rank) {
+  return static_cast<unsigned char*>(own) +
+         (rank - ClusterRank()) * static_cast<ptrdiff_t>(block.shared_stride);
 }
+
+void SyncNamed(int barrier, int count) { Meet({ClusterRank(), barrier}, count); }
+void SyncCluster() { Meet({-1, 0}, block.threads * block.cluster); }
 
 void InitPhases(uint64_t* barrier, int arrivals) {
   auto* phases = reinterpret_cast<Phases*>(barrier);
@@ -329,7 +348,9 @@ unsigned char* Exchange(const void* value, size_t size, void (*together)(unsigne
   return values;
 }
 
-unsigned char* DynamicShared() { return block.shared_begin; }
+unsigned char* DynamicShared() {
+  return block.shared_begin + static_cast<size_t>(ClusterRank()) * block.shared_stride;
+}
 
 void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros) {
   if (reinterpret_cast<uintptr_t>(to) % (bytes + zeros) != 0 ||
@@ -355,17 +376,24 @@ void WaitCopies(int groups_left) {
 }
 
 void Run(void (*kernel)(const void*, const void*), const void* function, const void* params,
-         dim3 grid, dim3 block_dim, size_t shared_bytes) {
+         dim3 grid, dim3 block_dim, size_t shared_bytes, int cluster) {
   static std::mt19937 rng(12345);
-  const int threads = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
-  if (threads <= 0 || threads % kWarp != 0 || threads > 1024) Die("a block is not whole warps");
+  constexpr size_t kAlign = 1024;  // as products read swizzled tiles
+  block.threads = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
+  block.cluster = cluster;
+  block.shared_stride = (shared_bytes + kAlign - 1) / kAlign * kAlign;
+  if (block.threads <= 0 || block.threads % kWarp != 0 || block.threads > 1024) {
+    Die("a block is not whole warps");
+  }
   if (shared_bytes > size_t{227} << 10) Die("more shared memory than a multiprocessor has");
-  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
+  if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535 ||
+      cluster < 1 || cluster > 8 || grid.x % static_cast<unsigned>(cluster) != 0) {
     Die("a grid out of range");
   }
   block.kernel = kernel;
   block.function = function;
   block.params = params;
+  const int threads = block.threads * cluster;
   block.warps.resize(static_cast<size_t>(threads / kWarp));
   while (block.fibers.size() < static_cast<size_t>(threads)) {
     block.fibers.push_back(std::make_unique<Fiber>());
@@ -373,21 +401,20 @@ void Run(void (*kernel)(const void*, const void*), const void* function, const v
   }
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
-      for (unsigned x = 0; x < grid.x; ++x) {
-        constexpr size_t kAlign = 1024;  // as products read swizzled tiles
-        block.shared.assign(shared_bytes + kAlign, 0xff);
+      for (unsigned x = 0; x < grid.x; x += static_cast<unsigned>(cluster)) {
+        block.shared.assign(block.shared_stride * static_cast<size_t>(cluster) + kAlign, 0xff);
         const auto address = reinterpret_cast<uintptr_t>(block.shared.data());
         block.shared_begin = block.shared.data() + (kAlign - address % kAlign) % kAlign;
         block.named.clear();
         for (int i = 0; i < threads; ++i) {
           Fiber* fiber = block.fibers[static_cast<size_t>(i)].get();
-          const auto t = static_cast<unsigned>(i);
+          const auto t = static_cast<unsigned>(i % block.threads);
           fiber->thread = {
               dim3(t % block_dim.x, t / block_dim.x % block_dim.y, t / block_dim.x / block_dim.y),
-              dim3(x, y, z), block_dim, grid};
+              dim3(x + static_cast<unsigned>(i / block.threads), y, z), block_dim, grid};
           StartFiber(fiber);
         }
-        RunBlock(threads, rng);
+        RunBlock(rng);
         if (!block.in_flight.empty()) Die("a block ended before its copies");
       }
     }
