@@ -9,6 +9,8 @@ constexpr int kThreads = 256;
 
 __global__ void EmbedKernel(CudaEmbedParams p) {
   const int64_t row = blockIdx.x;
+  LetNextStart();
+  WaitForPrevious();
   const Bf16* from = p.table + int64_t{p.ids[row]} * p.dim;
   float* to = p.y + row * p.dim;
   for (int i = static_cast<int>(threadIdx.x) * 8; i < p.dim; i += kThreads * 8) {
@@ -21,6 +23,8 @@ __global__ void EmbedKernel(CudaEmbedParams p) {
 
 __global__ void MoveRowsKernel(CudaMoveRowsParams p) {
   const int32_t row = static_cast<int32_t>(blockIdx.x);
+  LetNextStart();
+  WaitForPrevious();
   const int64_t from = p.from != nullptr ? p.from[row] : row;
   const int64_t to = p.to != nullptr ? p.to[row] : row;
   for (int i = static_cast<int>(threadIdx.x) * 4; i < p.dim; i += kThreads * 4) {
@@ -35,14 +39,16 @@ cudaError_t CudaEmbed(const CudaEmbedParams& p, cudaStream_t stream) {
   if (p.rows < 0 || p.dim <= 0 || p.dim % 8 != 0) return cudaErrorInvalidValue;
   if (p.rows == 0) return cudaSuccess;
   if (p.table == nullptr || p.ids == nullptr || p.y == nullptr) return cudaErrorInvalidValue;
-  return Launch(EmbedKernel, dim3(static_cast<unsigned>(p.rows)), kThreads, 0, p, stream);
+  static const LaunchOrder order = OverlapIfAble(EmbedKernel);
+  return Launch(EmbedKernel, dim3(static_cast<unsigned>(p.rows)), kThreads, 0, p, stream, order);
 }
 
 cudaError_t CudaMoveRows(const CudaMoveRowsParams& p, cudaStream_t stream) {
   if (p.rows < 0 || p.dim <= 0 || p.dim % 4 != 0) return cudaErrorInvalidValue;
   if (p.rows == 0) return cudaSuccess;
   if (p.x == nullptr || p.y == nullptr) return cudaErrorInvalidValue;
-  return Launch(MoveRowsKernel, dim3(static_cast<unsigned>(p.rows)), kThreads, 0, p, stream);
+  static const LaunchOrder order = OverlapIfAble(MoveRowsKernel);
+  return Launch(MoveRowsKernel, dim3(static_cast<unsigned>(p.rows)), kThreads, 0, p, stream, order);
 }
 
 }  // namespace paceline::kernels

@@ -7,7 +7,8 @@
 // Blocks run one after another, a launch is done when it returns. What a real GPU leaves undefined
 // is made visible: memory starts as 0xff bytes (NaN), cp.async writes only when it is waited for,
 // the order of threads changes from launch to launch, and a barrier that some threads never reach
-// ends the process.
+// ends the process, as does a block of an overlapping launch that never waits for the one before.
+// A captured stream runs nothing: its launches are kept, and run whenever the graph is launched.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +16,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <vector>
 
 #define PACELINE_CUDA_EMULATION 1
 
@@ -69,9 +71,24 @@ void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros);
 void CommitCopies();
 void WaitCopies(int groups_left);
 
-// Runs kernel(params) for every thread of the grid.
-void Run(void (*kernel)(const void* kernel, const void* params), const void* function,
-         const void* params, dim3 grid, dim3 block, size_t shared_bytes);
+// kernel(function, params) for every thread of the grid.
+struct KernelLaunch {
+  void (*kernel)(const void* function, const void* params) = nullptr;
+  std::vector<uint64_t> function, params;  // bytes, aligned
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  bool must_wait = false;  // some thread of each block calls NoteWait
+};
+template <typename T>
+std::vector<uint64_t> BytesOf(const T& value) {
+  static_assert(alignof(T) <= 16);
+  std::vector<uint64_t> bytes((sizeof(T) + 7) / 8);
+  std::memcpy(bytes.data(), &value, sizeof(T));
+  return bytes;
+}
+// Runs it, or keeps it where a capture is in progress.
+void Enqueue(KernelLaunch launch);
+void NoteWait();
 
 template <typename T>
 T FromLane(T value, int lane) {
@@ -166,6 +183,9 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 using cudaStream_t = struct EmulatedStream*;
 using cudaEvent_t = struct EmulatedEvent*;
+using cudaGraph_t = struct EmulatedGraph*;
+using cudaGraphExec_t = struct EmulatedGraphExec*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
 struct cudaDeviceProp {
   char name[256];
 };
@@ -196,6 +216,13 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 template <typename F>

@@ -84,6 +84,7 @@ struct Block {
   const void* params = nullptr;
   void* scheduler = nullptr;  // its stack pointer
   Fiber* running = nullptr;
+  bool waited = false;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
   const void* scheduler_bottom = nullptr;
@@ -246,18 +247,23 @@ void WaitCopies(int groups_left) {
   }
 }
 
-void Run(void (*kernel)(const void*, const void*), const void* function, const void* params,
-         dim3 grid, dim3 block_dim, size_t shared_bytes) {
+void NoteWait() { block.waited = true; }
+
+namespace {
+
+void Run(const KernelLaunch& launch) {
   static std::mt19937 rng(12345);
+  const dim3 grid = launch.grid, block_dim = launch.block;
+  const size_t shared_bytes = launch.shared_bytes;
   const int threads = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
   if (threads <= 0 || threads % kWarp != 0 || threads > 1024) Die("a block is not whole warps");
   if (shared_bytes > size_t{227} << 10) Die("more shared memory than a multiprocessor has");
   if (grid.x == 0 || grid.y == 0 || grid.z == 0 || grid.y > 65535 || grid.z > 65535) {
     Die("a grid out of range");
   }
-  block.kernel = kernel;
-  block.function = function;
-  block.params = params;
+  block.kernel = launch.kernel;
+  block.function = launch.function.data();
+  block.params = launch.params.data();
   block.warps.resize(static_cast<size_t>(threads / kWarp));
   while (block.fibers.size() < static_cast<size_t>(threads)) {
     block.fibers.push_back(std::make_unique<Fiber>());
@@ -277,13 +283,39 @@ void Run(void (*kernel)(const void*, const void*), const void* function, const v
               dim3(x, y, z), block_dim, grid};
           StartFiber(fiber);
         }
+        block.waited = false;
         RunBlock(threads, rng);
+        if (launch.must_wait && !block.waited) {
+          Die("a block of an overlapping launch never waited for the kernel before");
+        }
       }
     }
   }
 }
 
+std::vector<KernelLaunch>* capture = nullptr;  // what the capture in progress has kept
+
+}  // namespace
+
+void Enqueue(KernelLaunch launch) {
+  if (capture == nullptr) {
+    Run(launch);
+  } else {
+    capture->push_back(std::move(launch));
+  }
+}
+
 }  // namespace paceline::emulation
+
+using paceline::emulation::capture;
+using paceline::emulation::KernelLaunch;
+
+struct EmulatedGraph {
+  std::vector<KernelLaunch> launches;
+};
+struct EmulatedGraphExec {
+  std::vector<KernelLaunch> launches;
+};
 
 // --- Host functions ---
 
@@ -305,9 +337,11 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t) {
+  if (capture != nullptr) return cudaErrorNotSupported;  // graphs hold kernels alone
   return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  if (capture != nullptr) return cudaErrorNotSupported;
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
@@ -348,8 +382,38 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return capture == nullptr ? cudaSuccess : cudaErrorNotSupported;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaStreamSynchronize(nullptr); }
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  if (capture != nullptr) return cudaErrorNotSupported;
+  capture = new std::vector<KernelLaunch>;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  if (capture == nullptr) return cudaErrorInvalidValue;
+  *graph = new EmulatedGraph{std::move(*capture)};
+  delete capture;
+  capture = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new EmulatedGraphExec{graph->launches};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (const KernelLaunch& launch : exec->launches) paceline::emulation::Enqueue(launch);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = nullptr;
   return cudaSuccess;
