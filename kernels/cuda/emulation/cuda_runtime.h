@@ -5,10 +5,11 @@
 //
 // A block's threads are fibers of one host thread; they switch at barriers and warp operations.
 // Blocks run one after another, a launch is done when it returns. What a real GPU leaves undefined
-// is made visible: memory starts as 0xff bytes (NaN), cp.async writes only when it is waited for,
-// the order of threads changes from launch to launch, and a barrier that some threads never reach
-// ends the process, as does a block of an overlapping launch that never waits for the one before.
-// A captured stream runs nothing: its launches are kept, and run whenever the graph is launched.
+// is made visible: memory starts as 0xff bytes (NaN), asynchronous copies write and warpgroups'
+// products read and write only when they are waited for, the order of threads changes from launch
+// to launch, and a barrier that some threads never reach ends the process, as does a block of an
+// overlapping launch that never waits for the kernel before. While a stream is captured nothing
+// runs: its launches are kept, and run whenever the graph is launched.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +17,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <vector>
 
 #define PACELINE_CUDA_EMULATION 1
@@ -71,18 +73,37 @@ void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros);
 void CommitCopies();
 void WaitCopies(int groups_left);
 
+// A barrier of `count` threads of the block, by number, apart from SyncThreads.
+void SyncNamed(int barrier, int count);
+
+// Barriers with phases, which lie in shared memory (mbarrier.cuh).
+void InitPhases(uint64_t* barrier, int arrivals);
+void ArriveAtPhase(uint64_t* barrier, int bytes_to_come);
+void WaitForPhase(uint64_t* barrier, unsigned parity);
+// A copy that counts `bytes` towards the barrier's phase and is done when that is waited for; until
+// then its destination is 0xff.
+void CopyTowards(uint64_t* barrier, void* to, size_t bytes, std::function<void()> copy);
+
+// A warpgroup's products, each thread's part: done when they are waited for (wgmma.cuh).
+void Defer(std::function<void()> product);
+void CommitProducts();
+void WaitProducts(int groups_left);
+
+struct alignas(64) Bytes {
+  unsigned char at[64];
+};
 // kernel(function, params) for every thread of the grid.
 struct KernelLaunch {
   void (*kernel)(const void* function, const void* params) = nullptr;
-  std::vector<uint64_t> function, params;  // bytes, aligned
+  std::vector<Bytes> function, params;
   dim3 grid, block;
   size_t shared_bytes = 0;
   bool must_wait = false;  // some thread of each block calls NoteWait
 };
 template <typename T>
-std::vector<uint64_t> BytesOf(const T& value) {
-  static_assert(alignof(T) <= 16);
-  std::vector<uint64_t> bytes((sizeof(T) + 7) / 8);
+std::vector<Bytes> BytesOf(const T& value) {
+  static_assert(alignof(T) <= alignof(Bytes));
+  std::vector<Bytes> bytes((sizeof(T) + sizeof(Bytes) - 1) / sizeof(Bytes));
   std::memcpy(bytes.data(), &value, sizeof(T));
   return bytes;
 }
