@@ -37,6 +37,7 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
                    "launch a step before the last one is read");
   flags->Add("synthetic-acceptance", &f->synthetic_acceptance,
              "for benchmarks: tokens follow from seed and position, and drafts hit this often");
+  flags->Add("cuda-graphs", &f->cuda_graphs, "launch a decode step's kernels as one graph");
   flags->Add("prefix-cache", &f->prefix_cache, "share KV blocks of equal prefixes");
   flags->Add("drain-timeout", &f->drain_timeout, "seconds that SIGTERM waits for requests");
   flags->Add("log-level", &f->log_level, "trace, debug, info, warn, error or off");

@@ -76,6 +76,7 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
   options.max_slots = MaxSlots(f);
   options.max_context = f.max_context;
   options.max_batch_rows = f.max_batch_tokens;
+  options.graphs = f.cuda_graphs;
   options.synthetic_acceptance = SyntheticAcceptance(f);
   ASSIGN_OR_RETURN(auto runner, CudaRunner::Create(std::move(model), device, options));
   spdlog::info("memory {}", runner->memory_text());

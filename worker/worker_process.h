@@ -29,7 +29,7 @@ struct WorkerFlags {
           drain_timeout = 600;
   int64_t kv_bytes = 0;
   double synthetic_acceptance = 0;
-  bool prefix_cache = true;
+  bool prefix_cache = true, cuda_graphs = true;
 };
 
 // Returns at the first signal. Calls `drain` then, and whenever it is asked for. A fault of the

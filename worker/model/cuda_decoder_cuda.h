@@ -58,8 +58,8 @@ class CudaDecoder {
   // Bytes that Create will take.
   static int64_t WorkspaceBytes(const ModelConfig& config, const CudaDecoderOptions& options);
 
-  // Sends the batch's arrays, padded if `pad` says so and the batch can have a shape. The stream has
-  // passed the work of the batch before; this batch stays until Enqueue has returned.
+  // Sends the batch's arrays, padded if `pad` says so and the batch can have a shape. The stream
+  // has passed the work of the batch before; this batch stays until Enqueue has returned.
   absl::Status Prepare(const DecoderBatch& batch, bool pad);
   // Of the prepared batch; empty where it was not padded.
   const std::optional<Shape>& shape() const { return shape_; }
