@@ -13,6 +13,8 @@ namespace {
 void AddFlags(WorkerFlags* f, Flags* flags) {
   flags->AddChoice("role", &f->role, {"target", "draft", "shard"}, "what this worker does");
   flags->Add("model", &f->model, "HF directory of the model");
+  flags->AddChoice("load-format", &f->load_format, {"safetensors", "dummy"},
+                   "the model's weights; dummy: random ones of the shape in its config.json");
   flags->Add("model-name", &f->model_name, "name that requests use; default: the directory's name");
   flags->Add("listen", &f->listen, "host:port of gRPC; port 0 = a free one");
   flags->Add("metrics-listen", &f->metrics_listen, "host:port of /metrics, /livez and /readyz");

@@ -23,7 +23,8 @@ inline constexpr Duration kUnaryGrace = std::chrono::milliseconds(100);
 struct WorkerFlags {
   std::string role = "target", model, model_name, listen = "127.0.0.1:0",
               metrics_listen = "127.0.0.1:0", draft, device = "auto", speculation = "auto",
-              draft_strategy = "enumerate", launch_ahead = "off", log_level = "info";
+              draft_strategy = "enumerate", launch_ahead = "off", load_format = "safetensors",
+              log_level = "info";
   int32_t threads = 0, block_size = 16, kv_blocks = 0, max_batch_tokens = 512, prefill_chunk = 256,
           max_waiting = 256, max_sequences = 64, max_context = 0, max_drafts = 8,
           drain_timeout = 600;

@@ -33,6 +33,19 @@ __global__ void MoveRowsKernel(CudaMoveRowsParams p) {
   }
 }
 
+__global__ void RandomRowsKernel(CudaRandomRowsParams p) {
+  const int32_t row = static_cast<int32_t>(blockIdx.x);
+  for (int i = static_cast<int>(threadIdx.x) * kRandomRun; i < p.dim; i += kThreads * kRandomRun) {
+    const PhiloxBlock run = RandomRun(p.matrix, (int64_t{row} * p.dim + i) / kRandomRun);
+    const auto pair = [&](int lane) {
+      return unsigned{RandomElement(p.matrix, run, lane).bits} |
+             unsigned{RandomElement(p.matrix, run, lane + 1).bits} << 16;
+    };
+    *reinterpret_cast<uint4*>(p.y + row * p.stride + i) =
+        make_uint4(pair(0), pair(2), pair(4), pair(6));
+  }
+}
+
 }  // namespace
 
 cudaError_t CudaEmbed(const CudaEmbedParams& p, cudaStream_t stream) {
@@ -49,6 +62,13 @@ cudaError_t CudaMoveRows(const CudaMoveRowsParams& p, cudaStream_t stream) {
   if (p.x == nullptr || p.y == nullptr) return cudaErrorInvalidValue;
   static const LaunchOrder order = OverlapIfAble(MoveRowsKernel);
   return Launch(MoveRowsKernel, dim3(static_cast<unsigned>(p.rows)), kThreads, 0, p, stream, order);
+}
+
+cudaError_t CudaRandomRows(const CudaRandomRowsParams& p, cudaStream_t stream) {
+  if (p.rows < 0 || p.dim <= 0 || p.dim % kRandomRun != 0 || p.stride < p.dim || p.y == nullptr) {
+    return cudaErrorInvalidValue;
+  }
+  return Launch(RandomRowsKernel, dim3(static_cast<unsigned>(p.rows)), kThreads, 0, p, stream);
 }
 
 }  // namespace paceline::kernels

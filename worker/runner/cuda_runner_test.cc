@@ -21,7 +21,7 @@ namespace {
 using Sequence = PlanDriver::Sequence;
 
 constexpr int32_t kVocab = 211;
-constexpr uint64_t kModelSeed = 21;
+constexpr uint64_t kModelSeed = 22;
 constexpr int32_t kLength = kernels::kEmulated ? 16 : 48;  // of outputs
 
 std::shared_ptr<const CudaModel> Model() {
