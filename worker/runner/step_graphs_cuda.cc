@@ -5,11 +5,11 @@
 namespace paceline {
 namespace {
 
-// Kernels of a layer and of what stands around the layers; bytes per kernel as measured on an H100,
-// rounded up.
+// Kernels of a layer and of what stands around the layers. 2.8 KB per kernel were measured on an
+// H100 (docs/benchmarks/cuda-serving.md).
 constexpr int64_t kLayerKernels = 10;
 constexpr int64_t kOtherKernels = 16;
-constexpr int64_t kKernelBytes = 8192;
+constexpr int64_t kKernelBytes = 4096;
 
 }  // namespace
 

@@ -34,8 +34,8 @@ class StepGraphs {
 
   // Carries out on the stream what `enqueue` enqueues: kernels alone. `memory` changes with the
   // memory that the kernels know; all graphs are dropped then.
-  absl::Status Run(const Shape& shape, int64_t memory,
-                   const std::function<absl::Status()>& enqueue, cudaStream_t stream);
+  absl::Status Run(const Shape& shape, int64_t memory, const std::function<absl::Status()>& enqueue,
+                   cudaStream_t stream);
 
   // GPU memory that kMaxGraphs graphs of so many layers take at most.
   static int64_t MemoryBytes(int32_t num_layers);
