@@ -57,6 +57,10 @@ if [ "$only" != --tests ]; then
   else
     printf '\nbenchmarks\n'
     timeout "$bench_seconds" "$tree/bin/cuda_kernels_bench" || failed=1
+    printf '\nengine\n'
+    timeout "$bench_seconds" "$tree/bin/cuda_engine_bench" || failed=1
+    printf '\nlogits\n'
+    timeout "$bench_seconds" python3 "$(dirname "$0")/golden/gpu_logits.py" "$tree/bin/cuda_logits" || failed=1
     printf '\npeers\n'
     timeout "$bench_seconds" python3 "$(dirname "$0")/bench/gpu_peers.py"
   fi

@@ -13,6 +13,8 @@ namespace {
 void AddFlags(WorkerFlags* f, Flags* flags) {
   flags->AddChoice("role", &f->role, {"target", "draft", "shard"}, "what this worker does");
   flags->Add("model", &f->model, "HF directory of the model");
+  flags->AddChoice("load-format", &f->load_format, {"safetensors", "dummy"},
+                   "the model's weights; dummy: random ones of the shape in its config.json");
   flags->Add("model-name", &f->model_name, "name that requests use; default: the directory's name");
   flags->Add("listen", &f->listen, "host:port of gRPC; port 0 = a free one");
   flags->Add("metrics-listen", &f->metrics_listen, "host:port of /metrics, /livez and /readyz");
@@ -37,6 +39,7 @@ void AddFlags(WorkerFlags* f, Flags* flags) {
                    "launch a step before the last one is read");
   flags->Add("synthetic-acceptance", &f->synthetic_acceptance,
              "for benchmarks: tokens follow from seed and position, and drafts hit this often");
+  flags->Add("cuda-graphs", &f->cuda_graphs, "launch a decode step's kernels as one graph");
   flags->Add("prefix-cache", &f->prefix_cache, "share KV blocks of equal prefixes");
   flags->Add("drain-timeout", &f->drain_timeout, "seconds that SIGTERM waits for requests");
   flags->Add("log-level", &f->log_level, "trace, debug, info, warn, error or off");

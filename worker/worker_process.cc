@@ -51,8 +51,17 @@ int32_t MaxSlots(const WorkerFlags& f) {
   return static_cast<int32_t>(std::min(kMost, f.max_sequences * kSlotsPerDraftedSequence));
 }
 
+// Of --load-format=dummy: every process makes the same weights for a config.
+constexpr uint64_t kDummySeed = 1;
+
+absl::StatusOr<std::shared_ptr<const CpuModel>> CpuModelOf(const WorkerFlags& f) {
+  if (f.load_format != "dummy") return LoadCpuModel(f.model);
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(f.model));
+  return RandomCpuModel(config, kDummySeed);
+}
+
 absl::StatusOr<std::unique_ptr<Runner>> LoadCpuRunner(const WorkerFlags& f) {
-  ASSIGN_OR_RETURN(auto model, LoadCpuModel(f.model));
+  ASSIGN_OR_RETURN(auto model, CpuModelOf(f));
   CpuRunnerOptions options;
   options.threads = f.threads;
   if (f.kv_bytes != 0) options.kv_bytes = f.kv_bytes;
@@ -66,9 +75,15 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadCpuRunner(const WorkerFlags& f) {
 }
 
 #ifdef PACELINE_CUDA
+absl::StatusOr<std::shared_ptr<const CudaModel>> CudaModelOf(const WorkerFlags& f) {
+  if (f.load_format != "dummy") return LoadCudaModel(f.model);
+  ASSIGN_OR_RETURN(const ModelConfig config, LoadModelConfig(f.model));
+  return RandomCudaModel(config, kDummySeed);
+}
+
 absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
                                                        const CudaDevice& device) {
-  ASSIGN_OR_RETURN(auto model, LoadCudaModel(f.model));
+  ASSIGN_OR_RETURN(auto model, CudaModelOf(f));
   CudaRunnerOptions options;
   options.kv_bytes = f.kv_bytes;
   options.num_blocks = f.kv_blocks;
@@ -76,6 +91,7 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
   options.max_slots = MaxSlots(f);
   options.max_context = f.max_context;
   options.max_batch_rows = f.max_batch_tokens;
+  options.graphs = f.cuda_graphs;
   options.synthetic_acceptance = SyntheticAcceptance(f);
   ASSIGN_OR_RETURN(auto runner, CudaRunner::Create(std::move(model), device, options));
   spdlog::info("memory {}", runner->memory_text());

@@ -23,13 +23,14 @@ inline constexpr Duration kUnaryGrace = std::chrono::milliseconds(100);
 struct WorkerFlags {
   std::string role = "target", model, model_name, listen = "127.0.0.1:0",
               metrics_listen = "127.0.0.1:0", draft, device = "auto", speculation = "auto",
-              draft_strategy = "enumerate", launch_ahead = "off", log_level = "info";
+              draft_strategy = "enumerate", launch_ahead = "off", load_format = "safetensors",
+              log_level = "info";
   int32_t threads = 0, block_size = 16, kv_blocks = 0, max_batch_tokens = 512, prefill_chunk = 256,
           max_waiting = 256, max_sequences = 64, max_context = 0, max_drafts = 8,
           drain_timeout = 600;
   int64_t kv_bytes = 0;
   double synthetic_acceptance = 0;
-  bool prefix_cache = true;
+  bool prefix_cache = true, cuda_graphs = true;
 };
 
 // Returns at the first signal. Calls `drain` then, and whenever it is asked for. A fault of the

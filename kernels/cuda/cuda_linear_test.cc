@@ -82,11 +82,18 @@ void CheckShape(int32_t m, int32_t n, int32_t k, std::optional<CudaTile> tile) {
 
 TEST(CudaLinear, MatchesDouble) {
   PACELINE_NEEDS_GPU();
-  const std::pair<CudaTile, int32_t> tiles[] = {
-      {CudaTile::kStream8, 8},   {CudaTile::kStream16, 16}, {CudaTile::kStream32, 32},
-      {CudaTile::kStream64, 64}, {CudaTile::kBlock64, 64},  {CudaTile::kBlock128, 128},
-      {CudaTile::kWgmma64x128, 64}, {CudaTile::kWgmma64x128Parts4, 64}, {CudaTile::kWgmma64x128Parts8, 64}, {CudaTile::kWgmma128x128Parts4, 128},
-      {CudaTile::kWgmma128x128, 128}, {CudaTile::kWgmma128x192, 128}};
+  const std::pair<CudaTile, int32_t> tiles[] = {{CudaTile::kStream8, 8},
+                                                {CudaTile::kStream16, 16},
+                                                {CudaTile::kStream32, 32},
+                                                {CudaTile::kStream64, 64},
+                                                {CudaTile::kBlock64, 64},
+                                                {CudaTile::kBlock128, 128},
+                                                {CudaTile::kWgmma64x128, 64},
+                                                {CudaTile::kWgmma64x128Parts4, 64},
+                                                {CudaTile::kWgmma64x128Parts8, 64},
+                                                {CudaTile::kWgmma128x128Parts4, 128},
+                                                {CudaTile::kWgmma128x128, 128},
+                                                {CudaTile::kWgmma128x192, 128}};
   for (const auto& [tile, rows] : tiles) {
     CheckShape(1, 31, 8, tile);            // one slice, most of it beyond K
     CheckShape(rows - 1, 130, 72, tile);   // two slices

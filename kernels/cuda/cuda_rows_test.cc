@@ -48,6 +48,36 @@ TEST(CudaRows, EmbedAndMove) {
   EXPECT_EQ(CudaMoveRows({.rows = 1, .dim = 6}, nullptr), cudaErrorInvalidValue);
 }
 
+TEST(CudaRows, RandomRowsAreTheHosts) {
+  PACELINE_NEEDS_GPU();
+  const RandomMatrix matrix{.key = 0x123456789abcdef0u, .scale = 0.3f};
+  for (int32_t dim : {8, 2056}) {
+    const int32_t rows = 3, stride = 2 * dim;
+    DeviceArray<Bf16> y(int64_t{rows} * stride);
+    Must(CudaRandomRows({matrix, y.data(), stride, rows, dim}, nullptr));
+    const auto got = y.Get();
+    y.ExpectGuards();
+    double sum = 0;
+    for (int64_t i = 0; i < int64_t{rows} * stride; ++i) {
+      const int64_t row = i / stride, column = i % stride;
+      if (column >= dim) {
+        ASSERT_EQ(got[i].bits, 0xffff);  // untouched
+        continue;
+      }
+      const int64_t at = row * dim + column;
+      const PhiloxBlock run = RandomRun(matrix, at / kRandomRun);
+      const Bf16 expected = RandomElement(matrix, run, static_cast<int>(at % kRandomRun));
+      ASSERT_EQ(got[i].bits, expected.bits);
+      ASSERT_LE(std::abs(ToFloat(got[i])), 0.3011f);
+      sum += ToFloat(got[i]);
+    }
+    if (dim > 8) {
+      EXPECT_LT(std::abs(sum / (int64_t{rows} * dim)), 0.01);
+    }
+  }
+  EXPECT_EQ(CudaRandomRows({matrix, nullptr, 8, 1, 8}, nullptr), cudaErrorInvalidValue);
+}
+
 TEST(CudaRows, RmsNormMatchesDoubleWhateverTheBatch) {
   PACELINE_NEEDS_GPU();
   for (int32_t dim : {4, 64, 1000, 1024, 4100}) {

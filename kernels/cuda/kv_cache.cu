@@ -14,6 +14,8 @@ __global__ void __launch_bounds__(kThreads) RopeKvKernel(CudaRopeKvParams p) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int heads = p.num_heads + 2 * p.shape.kv_heads;
   const int64_t item = int64_t{blockIdx.x} * kWarps + static_cast<int>(threadIdx.x) / kWarp;
+  LetNextStart();
+  WaitForPrevious();
   if (item >= int64_t{p.rows} * heads) return;  // whole warps
   const int64_t row = item / heads;
   const int head = static_cast<int>(item % heads);
@@ -103,7 +105,8 @@ cudaError_t CudaRopeKv(const CudaRopeKvParams& p, cudaStream_t stream) {
   }
   const int64_t items = int64_t{p.rows} * (p.num_heads + 2 * p.shape.kv_heads);
   const auto blocks = static_cast<unsigned>(CeilDiv<int64_t>(items, kWarps));
-  return Launch(RopeKvKernel, dim3(blocks), kThreads, 0, p, stream);
+  static const LaunchOrder order = OverlapIfAble(RopeKvKernel);
+  return Launch(RopeKvKernel, dim3(blocks), kThreads, 0, p, stream, order);
 }
 
 cudaError_t CudaCopyKv(const CudaCopyKvParams& p, cudaStream_t stream) {

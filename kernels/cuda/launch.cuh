@@ -27,7 +27,9 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 // or started in order, all earlier ones are done as well.
 enum class LaunchOrder : uint8_t { kInOrder, kOverlap };
 __device__ __forceinline__ void WaitForPrevious() {
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+#ifdef PACELINE_CUDA_EMULATION
+  emulation::NoteWait();
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
   asm volatile("griddepcontrol.wait;" ::: "memory");
 #endif
 }
@@ -43,7 +45,7 @@ template <typename Params>
 LaunchOrder OverlapIfAble(void (*kernel)(Params)) {
 #ifdef PACELINE_CUDA_EMULATION
   static_cast<void>(kernel);
-  return LaunchOrder::kInOrder;
+  return LaunchOrder::kOverlap;  // runs in order all the same, and must have waited
 #else
   cudaFuncAttributes attributes = {};
   const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
@@ -60,12 +62,19 @@ cudaError_t Launch(void (*kernel)(Params), dim3 grid, int threads, size_t shared
                    LaunchOrder order = LaunchOrder::kInOrder, int cluster = 1) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return cudaSuccess;
 #ifdef PACELINE_CUDA_EMULATION
-  static_cast<void>(order);
-  emulation::Run(
-      [](const void* f, const void* p) {
-        (*static_cast<void (*const*)(Params)>(f))(*static_cast<const Params*>(p));
-      },
-      &kernel, &params, grid, dim3(static_cast<unsigned>(threads)), shared_bytes, cluster);
+  static_cast<void>(stream);
+  emulation::Enqueue({.kernel =
+                          [](const void* f, const void* p) {
+                            (*static_cast<void (*const*)(Params)>(f))(
+                                *static_cast<const Params*>(p));
+                          },
+                      .function = emulation::BytesOf(kernel),
+                      .params = emulation::BytesOf(params),
+                      .grid = grid,
+                      .block = dim3(static_cast<unsigned>(threads)),
+                      .shared_bytes = shared_bytes,
+                      .cluster = cluster,
+                      .must_wait = order == LaunchOrder::kOverlap});
   return cudaSuccess;
 #else
   cudaLaunchConfig_t config = {};

@@ -35,8 +35,8 @@ cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 
 // For tests and benchmarks; any tile serves any m. A tile's first number is the rows of x that it
 // takes together, its second the rows of W. kStream tiles hold W in registers and spread the slices
-// over a block's warps, kBlock tiles hold both in shared memory and walk the slices; kWgmma tiles do
-// so with Hopper's own instructions: cudaErrorNotSupported on other GPUs.
+// over a block's warps, kBlock tiles hold both in shared memory and walk the slices; kWgmma tiles
+// do so with Hopper's own instructions: cudaErrorNotSupported on other GPUs.
 enum class CudaTile : uint8_t {
   kStream8,
   kStream16,

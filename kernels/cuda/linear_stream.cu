@@ -1,7 +1,7 @@
 // The path of few rows: bound by the stream of W from memory. A block computes 16 kRowTiles rows of
 // W times 8 kColumnTiles rows of x; each of its eight warps takes one slice of K and loads W
-// straight into the fragments of mma, kDepth groups of 32 columns ahead, so no barrier stands in the
-// stream. x comes from the caches the same way. The slices' sums meet in shared memory.
+// straight into the fragments of mma, kDepth groups of 32 columns ahead, so no barrier stands in
+// the stream. x comes from the caches the same way. The slices' sums meet in shared memory.
 #include "kernels/cuda/linear_order.cuh"
 #include "kernels/cuda/linear_paths.h"
 #include "kernels/cuda/linear_store.cuh"
@@ -16,8 +16,8 @@ constexpr int kGroupK = 32;
 // on, the four from OwnColumns on; of the second the same, 16 further.
 __device__ __forceinline__ int OwnColumns(int lane) { return lane % 2 * 8 + lane / 2 % 2 * 4; }
 
-// One load brings lane t columns 8t .. 8t + 7 of a row, all of one product; lanes t and t ^ 2 change
-// halves.
+// One load brings lane t columns 8t .. 8t + 7 of a row, all of one product; lanes t and t ^ 2
+// change halves.
 __device__ __forceinline__ uint4 Exchanged(const uint4& loaded, bool upper) {
   const unsigned x = __shfl_xor_sync(kAllLanes, upper ? loaded.x : loaded.z, 2);
   const unsigned y = __shfl_xor_sync(kAllLanes, upper ? loaded.y : loaded.w, 2);

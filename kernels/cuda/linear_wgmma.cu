@@ -1,7 +1,7 @@
-// The path of Hopper (sm_90a). A block computes tiles of 64 kGroups rows of x times 8 kTilesN rows of
-// W, one after another. One thread has the copy engine bring stages of both into a ring of shared
-// memory; kGroups warpgroups multiply them, 64 rows of x each, and hold the sums of the slice in hand
-// and the totals in registers.
+// The path of Hopper (sm_90a). A block computes tiles of 64 kGroups rows of x times 8 kTilesN rows
+// of W, one after another. One thread has the copy engine bring stages of both into a ring of
+// shared memory; kGroups warpgroups multiply them, 64 rows of x each, and hold the sums of the
+// slice in hand and the totals in registers.
 //
 // Blocks of a cluster work together in one of two ways. kPair = 2 take tiles of the same rows of W:
 // each brings half of them to both, which spares L2, the bound of large products. kParts take the
@@ -65,16 +65,15 @@ __device__ __forceinline__ Place PlaceOf(const CudaLinearParams& p, int tile) {
   return {(band * kBand + within % high) * T::kBlockM, within / high * T::kBlockN};
 }
 
-// What this block does of the launch's tiles: those from `first` on, `stride` apart, each from stage
-// `begin` to `end` of K.
+// What this block does of the launch's tiles: those from `first` on, `stride` apart, each from
+// stage `begin` to `end` of K.
 struct Share {
   int first, stride, tiles, begin, end;
 };
 template <typename T>
 __device__ __forceinline__ Share ShareOf(const CudaLinearParams& p) {
   const int steps = CeilDiv(p.k, kStageK);
-  const int tiles =
-      CeilDiv(p.m, T::kBlockM * T::kPair) * T::kPair * CeilDiv(p.n, T::kBlockN);
+  const int tiles = CeilDiv(p.m, T::kBlockM * T::kPair) * T::kPair * CeilDiv(p.n, T::kBlockN);
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
   const int begin = block % T::kParts * T::kHeld * SliceStages(p.k);
   return {block / T::kParts, blocks / T::kParts, tiles, min(begin, steps),

@@ -1,4 +1,4 @@
-// Gathers of rows: embeddings, and rows of the residual stream. CUDA.
+// Gathers of rows: embeddings, and rows of the residual stream; rows of random weights. CUDA.
 #pragma once
 
 #include <cuda_runtime.h>
@@ -6,6 +6,7 @@
 #include <cstdint>
 
 #include "kernels/bf16.h"
+#include "kernels/random_weights.h"
 
 namespace paceline::kernels {
 
@@ -29,5 +30,15 @@ struct CudaMoveRowsParams {
   int32_t dim = 0;  // a multiple of 4
 };
 cudaError_t CudaMoveRows(const CudaMoveRowsParams& params, cudaStream_t stream);
+
+// All rows of a random matrix.
+struct CudaRandomRowsParams {
+  RandomMatrix matrix;
+  Bf16* y = nullptr;  // row r begins at y + r * stride; 16-byte aligned
+  int64_t stride = 0;
+  int32_t rows = 0;
+  int32_t dim = 0;  // a multiple of 8
+};
+cudaError_t CudaRandomRows(const CudaRandomRowsParams& params, cudaStream_t stream);
 
 }  // namespace paceline::kernels

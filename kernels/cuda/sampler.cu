@@ -120,6 +120,8 @@ __device__ void ApplyEdits(const CudaSampleParams& p, const CudaSampleRow& row, 
 __global__ void __launch_bounds__(kScanThreads) ScanKernel(CudaSampleParams p) {
   __shared__ ScanShared s;
   const int row_index = static_cast<int>(blockIdx.y);
+  LetNextStart();
+  WaitForPrevious();
   const CudaSampleRow row = p.rows[row_index];
   const float* logits = p.logits + int64_t{row.logits_row} * p.vocab_size;
   const int group = static_cast<int>(blockIdx.x) * kScanThreads + static_cast<int>(threadIdx.x);
@@ -388,6 +390,8 @@ __device__ Key Draw(const CudaSampleParams& p, const Row& r, Shared& s) {
 __global__ void __launch_bounds__(kThreads, 1) ChooseKernel(CudaSampleParams p) {
   __shared__ Shared s;
   const int row_index = static_cast<int>(blockIdx.x);
+  LetNextStart();
+  WaitForPrevious();
   Row r = {.params = p.rows[row_index]};
   r.count = p.vocab_size;
   r.logits = p.logits + int64_t{r.params.logits_row} * r.count;
@@ -439,9 +443,12 @@ cudaError_t CudaSample(const CudaSampleParams& p, cudaStream_t stream) {
   }
   const auto rows = static_cast<unsigned>(p.num_rows);
   const auto chunks = static_cast<unsigned>(Chunks(p.vocab_size));
-  const cudaError_t error = Launch(ScanKernel, dim3(chunks, rows), kScanThreads, 0, p, stream);
+  static const LaunchOrder scan_order = OverlapIfAble(ScanKernel);
+  static const LaunchOrder choose_order = OverlapIfAble(ChooseKernel);
+  const cudaError_t error =
+      Launch(ScanKernel, dim3(chunks, rows), kScanThreads, 0, p, stream, scan_order);
   if (error != cudaSuccess) return error;
-  return Launch(ChooseKernel, dim3(rows), kThreads, 0, p, stream);
+  return Launch(ChooseKernel, dim3(rows), kThreads, 0, p, stream, choose_order);
 }
 
 }  // namespace paceline::kernels

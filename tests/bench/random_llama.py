@@ -1,15 +1,18 @@
 #!/usr/bin/env python3
-"""Writes a model of Llama-3-8B's layers with random bf16 weights (14 GB) and the bundled pair's vocabulary of 4,096, so
-that the bundled draft can draft for it: for figures of speed. Needs PyTorch, safetensors and a GPU.
-  tests/bench/random_llama.py FOLDER"""
+"""Writes a model of Llama-3-8B's layers with the bundled pair's vocabulary of 4,096, so that the bundled draft can draft
+for it: for figures of speed.
+  tests/bench/random_llama.py FOLDER             config and tokenizer, for --load-format=dummy
+  tests/bench/random_llama.py FOLDER --weights   and random bf16 weights (14 GB), for the time that loading takes; needs
+                                                 PyTorch, safetensors and a GPU"""
 
 import json
 import pathlib
 import shutil
 import sys
 
-import torch
-from safetensors.torch import save_file
+if "--weights" in sys.argv:
+    import torch
+    from safetensors.torch import save_file
 
 BUNDLED = pathlib.Path(__file__).resolve().parents[2] / "models" / "target"
 HIDDEN, FFN, KV, LAYERS, VOCAB = 4096, 14336, 1024, 32, 4096
@@ -19,6 +22,10 @@ def matrix(rows, columns):
     return (torch.randn(rows, columns, device="cuda") * 0.02).to(torch.bfloat16).cpu()
 
 
+def ones():
+    return torch.ones(HIDDEN, dtype=torch.bfloat16)
+
+
 def layer(number):
     p = f"model.layers.{number}."
     shapes = {"self_attn.q_proj": (HIDDEN, HIDDEN), "self_attn.k_proj": (KV, HIDDEN), "self_attn.v_proj": (KV, HIDDEN),
@@ -26,8 +33,16 @@ def layer(number):
               "mlp.down_proj": (HIDDEN, FFN)}
     tensors = {f"{p}{name}.weight": matrix(*shape) for name, shape in shapes.items()}
     for norm in ("input_layernorm", "post_attention_layernorm"):
-        tensors[f"{p}{norm}.weight"] = torch.ones(HIDDEN, dtype=torch.bfloat16)
+        tensors[f"{p}{norm}.weight"] = ones()
     return tensors
+
+
+def write_weights(folder):
+    tensors = {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN), "lm_head.weight": matrix(VOCAB, HIDDEN),
+               "model.norm.weight": ones()}
+    for number in range(LAYERS):
+        tensors |= layer(number)
+    save_file(tensors, folder / "model.safetensors")
 
 
 def main():
@@ -41,11 +56,8 @@ def main():
     (folder / "config.json").write_text(json.dumps(config))
     for name in ("tokenizer.json", "generation_config.json"):
         shutil.copy(BUNDLED / name, folder)
-    tensors = {"model.embed_tokens.weight": matrix(VOCAB, HIDDEN), "lm_head.weight": matrix(VOCAB, HIDDEN),
-               "model.norm.weight": torch.ones(HIDDEN, dtype=torch.bfloat16)}
-    for number in range(LAYERS):
-        tensors |= layer(number)
-    save_file(tensors, folder / "model.safetensors")
+    if "--weights" in sys.argv[2:]:
+        write_weights(folder)
 
 
 main()

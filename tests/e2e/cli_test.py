@@ -11,7 +11,7 @@ import tempfile
 import time
 import unittest
 
-from cluster import Cluster, bin_folder, eventually, generate
+from cluster import ROOT, Cluster, bin_folder, eventually, generate
 
 USAGE, FAILURE = 2, 1
 COMMON_WORDS = set("a and as at be but for from had he her him his i in is it not of on she so that the they to was "
@@ -77,6 +77,32 @@ class UsageTest(unittest.TestCase):
         self.refused("up", "--drafts=-1", words=["--drafts"])
         self.refused("up", "--port=70000", words=["--port", "70000", "65535"])
         self.refused("up", "--device=abacus", words=["auto|cpu|cuda"])
+
+
+class DummyWeightsTest(unittest.TestCase):
+    """A worker with random weights needs a config.json and nothing else."""
+
+    def worker(self, model, load_format):
+        return [str(bin_folder() / "paceline-worker"), "--device=cpu", "--threads=1", f"--model={model}",
+                f"--load-format={load_format}", "--log-level=off"]
+
+    def test_config_alone(self):
+        with tempfile.TemporaryDirectory() as folder:
+            config = json.loads((ROOT / "models/target/config.json").read_text())
+            (pathlib.Path(folder) / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 1}))
+            with subprocess.Popen(self.worker(folder, "dummy"), stdout=subprocess.PIPE, text=True) as worker:
+                self.assertIn("worker listening on", worker.stdout.readline())
+                worker.terminate()
+                worker.wait(30)
+            done = subprocess.run(self.worker(folder, "safetensors"), capture_output=True, text=True, timeout=30)
+            self.assertEqual(done.returncode, FAILURE)
+            self.assertIn("model.safetensors", done.stderr)
+
+    def test_unknown_format(self):
+        done = subprocess.run(self.worker("x", "gguf"), capture_output=True, text=True, timeout=30)
+        self.assertEqual(done.returncode, USAGE)
+        self.assertIn("--load-format", done.stderr)
+        self.assertIn("safetensors|dummy", done.stderr)
 
 
 class UnreachableRouterTest(unittest.TestCase):

@@ -36,6 +36,7 @@ class StagingCuda {
   // Grows, if it must, to twice what is needed; the stream must be idle then.
   absl::Status Upload(cudaStream_t stream);
 
+  int64_t bytes() const { return device_.bytes(); }
   template <typename T>
   const T* At(Place place) const {
     return reinterpret_cast<const T*>(device_.as<uint8_t>() + place);

@@ -41,6 +41,7 @@ int64_t StatsBytes(const ModelConfig& c, int32_t units) {
 }
 
 constexpr int64_t kStagingBytes = int64_t{1} << 20;
+constexpr int32_t kMaxMaskedRows = 32;  // of a span of a shape: a word of mask per row
 
 }  // namespace
 
@@ -102,11 +103,33 @@ absl::Status CudaDecoder::UploadRopeTable() {
 
 // --- A step's arrays ---
 
+int32_t CountBucket(int32_t count) {
+  int32_t step = 1;
+  while (count > 8 * step) step *= 2;  // of the octave (4 step, 8 step]
+  if (count > 2 && step == 1) step = 2;
+  return (count + step - 1) / step * step;
+}
+
+// Every row runs through all layers and its output is wanted; few rows in all and in each span.
+bool CudaDecoder::CanPad(const DecoderBatch& batch) const {
+  const int32_t rows = CountBucket(static_cast<int32_t>(batch.tokens.size()));
+  if (rows == 0 || rows > std::min(kMaxShapeRows, options_.max_rows)) return false;
+  const int32_t group = config_.num_heads / config_.num_kv_heads;
+  return std::ranges::all_of(batch.spans, [&](const DecoderSpan& span) {
+    return span.layer_begin == 0 && span.layer_end == config_.num_layers && span.hidden_in < 0 &&
+           span.hidden_out < 0 && span.num_rows <= kMaxMaskedRows &&
+           span.num_rows * group <= kernels::kMediumItemQueries &&
+           (span.parents != nullptr || span.tail_rows == span.num_rows);
+  });
+}
+
 void CudaDecoder::Stage(const DecoderBatch& batch) {
   staging_.Clear();
   segments_.clear();
-  tokens_ = staging_.Add(batch.tokens);
-  StageTables(batch);
+  std::vector<int32_t> tokens = batch.tokens;
+  tokens.resize(static_cast<size_t>(rows_), 0);
+  tokens_ = staging_.Add(tokens);
+  const std::vector<int32_t> tables = ListTables(batch);
   // Between two borders of layer ranges the set of active spans is constant.
   std::vector<int32_t> borders;
   for (const DecoderSpan& span : batch.spans) {
@@ -118,10 +141,11 @@ void CudaDecoder::Stage(const DecoderBatch& batch) {
   for (size_t i = 0; i + 1 < borders.size(); ++i) {
     segments_.push_back(StageSegment(batch, borders[i], borders[i + 1]));
   }
+  tables_ = staging_.Add(tables);  // last: its length is no part of a shape
 }
 
 // The part of each span's table that its rows reach.
-void CudaDecoder::StageTables(const DecoderBatch& batch) {
+std::vector<int32_t> CudaDecoder::ListTables(const DecoderBatch& batch) {
   const int32_t block = kv_.shape().block_size;
   std::vector<int32_t> tables;
   table_begin_.clear();
@@ -130,7 +154,7 @@ void CudaDecoder::StageTables(const DecoderBatch& batch) {
     const int32_t blocks = (span.context_len + span.num_rows + block - 1) / block;
     tables.insert(tables.end(), span.block_table, span.block_table + blocks);
   }
-  tables_ = staging_.Add(tables);
+  return tables;
 }
 
 CudaDecoder::Segment CudaDecoder::StageSegment(const DecoderBatch& batch, int32_t begin,
@@ -173,14 +197,19 @@ CudaDecoder::Segment CudaDecoder::StageSegment(const DecoderBatch& batch, int32_
   Segment segment;
   segment.begin = begin;
   segment.end = end;
-  segment.n = static_cast<int32_t>(rows.size());
   segment.all = rows.size() == batch.tokens.size();
+  segment.num_tail = static_cast<int32_t>(tail_rows.size());
+  segment.drops = tail_rows.size() < rows.size();
+  if (segment.all) {  // rows that pad
+    rows.resize(static_cast<size_t>(rows_), 0);
+    positions.resize(static_cast<size_t>(rows_), 0);
+    slots.resize(static_cast<size_t>(rows_), -1);
+  }
+  segment.n = static_cast<int32_t>(rows.size());
   segment.rows = staging_.Add(rows);
   segment.positions = staging_.Add(positions);
   segment.slots = staging_.Add(slots);
   segment.attention = StageAttention(inputs);
-  segment.num_tail = static_cast<int32_t>(tail_rows.size());
-  segment.drops = segment.num_tail < segment.n;
   if (segment.drops) {
     segment.tail_from = staging_.Add(tail_from);
     segment.tail_rows = staging_.Add(tail_rows);
@@ -199,6 +228,7 @@ CudaDecoder::AttentionArrays CudaDecoder::StageAttention(
                           .window = config_.sliding_window,
                           .max_units = max_units_},
                          &plan_);
+  if (shape_.has_value()) PadAttention();
   AttentionArrays a;
   a.spans = staging_.Add(plan_.spans);
   a.visible = staging_.Add(plan_.visible);
@@ -214,26 +244,68 @@ CudaDecoder::AttentionArrays CudaDecoder::StageAttention(
   return a;
 }
 
+// Work of a span without rows is no work.
+void CudaDecoder::PadAttention() {
+  CHECK(plan_.large_items.empty());
+  const auto pad = [](auto& list, auto value) {
+    const int32_t count = CountBucket(static_cast<int32_t>(list.size()));
+    list.resize(static_cast<size_t>(count), value);
+    return count;
+  };
+  const int32_t empty = shape_->rows;  // no batch has more spans than rows
+  shape_->small_items = pad(plan_.small_items, kernels::CudaAttentionItem{.span = empty});
+  shape_->medium_items = pad(plan_.medium_items, kernels::CudaAttentionItem{.span = empty});
+  shape_->splits = pad(plan_.splits, kernels::CudaAttentionSplit{.span = empty});
+  plan_.spans.resize(static_cast<size_t>(empty) + 1);
+  plan_.visible.resize(static_cast<size_t>(empty), 1);
+  CHECK(static_cast<int32_t>(plan_.masks.size()) <= empty);
+  plan_.masks.resize(static_cast<size_t>(empty), 0);
+}
+
 // --- Embed and layers ---
 
-absl::Status CudaDecoder::Run(const DecoderBatch& batch) {
-  RETURN_IF_ERROR(Allocate(static_cast<int32_t>(batch.tokens.size())));
+absl::Status CudaDecoder::Prepare(const DecoderBatch& batch, bool pad) {
+  batch_ = &batch;
+  rows_ = static_cast<int32_t>(batch.tokens.size());
+  shape_.reset();
+  if (pad && CanPad(batch)) {
+    rows_ = CountBucket(rows_);
+    shape_.emplace().rows = rows_;
+  }
+  RETURN_IF_ERROR(Allocate(rows_));
   Stage(batch);
-  RETURN_IF_ERROR(staging_.Upload(stream_));
-  RETURN_IF_ERROR(Embed(batch));
-  for (const Segment& segment : segments_) RETURN_IF_ERROR(RunSegment(batch, segment));
+  return staging_.Upload(stream_);
+}
+
+absl::Status CudaDecoder::Enqueue() {
+  RETURN_IF_ERROR(Embed());
+  for (const Segment& segment : segments_) RETURN_IF_ERROR(RunSegment(segment));
   return absl::OkStatus();
 }
 
-absl::Status CudaDecoder::Embed(const DecoderBatch& batch) {
+absl::Status CudaDecoder::Run(const DecoderBatch& batch) {
+  RETURN_IF_ERROR(Prepare(batch, false));
+  return Enqueue();
+}
+
+int64_t CudaDecoder::bytes() const {
+  int64_t total = staging_.bytes();
+  for (const DeviceMemory* memory :
+       {&hidden_, &packed_, &tail_, &normed_, &qkv_, &q_, &tail_q_, &attended_, &gated_}) {
+    total += memory->bytes();
+  }
+  return total;
+}
+
+absl::Status CudaDecoder::Embed() {
   kernels::CudaEmbedParams p;
   p.table = model_.weights.embedding;
   p.ids = staging_.At<int32_t>(tokens_);
   p.y = hidden_.as<float>();
-  p.rows = static_cast<int32_t>(batch.tokens.size());
+  p.rows = rows_;
   p.dim = config_.hidden_size;
   RETURN_IF_ERROR(CudaStatus(kernels::CudaEmbed(p, stream_), "Embed"));
-  for (const DecoderSpan& span : batch.spans) {
+  for (const DecoderSpan& span : batch_->spans) {
     if (span.hidden_in < 0) continue;
     const SavedHidden& saved = saved_[static_cast<size_t>(span.hidden_in)];
     CHECK_EQ(saved.rows, span.num_rows);
@@ -244,7 +316,7 @@ absl::Status CudaDecoder::Embed(const DecoderBatch& batch) {
   return absl::OkStatus();
 }
 
-absl::Status CudaDecoder::RunSegment(const DecoderBatch& batch, const Segment& segment) {
+absl::Status CudaDecoder::RunSegment(const Segment& segment) {
   if (segment.n == 0) return absl::OkStatus();
   const int32_t dim = config_.hidden_size;
   float* const hidden = hidden_.as<float>();
@@ -261,11 +333,11 @@ absl::Status CudaDecoder::RunSegment(const DecoderBatch& batch, const Segment& s
   if (active_.x != hidden) {
     RETURN_IF_ERROR(MoveRows(active_.x, hidden, nullptr, rows, active_.n, dim));
   }
-  return SaveHidden(batch, segment.end);
+  return SaveHidden(segment.end);
 }
 
-absl::Status CudaDecoder::SaveHidden(const DecoderBatch& batch, int32_t end) {
-  for (const DecoderSpan& span : batch.spans) {
+absl::Status CudaDecoder::SaveHidden(int32_t end) {
+  for (const DecoderSpan& span : batch_->spans) {
     if (span.hidden_out < 0 || span.layer_end != end) continue;
     SavedHidden& saved = saved_[static_cast<size_t>(span.hidden_out)];
     const int32_t dim = config_.hidden_size;

@@ -5,10 +5,17 @@
 //
 // Everything is enqueued on one stream; nothing waits. A step's arrays are staged and sent by one
 // copy, and memory grows only for a batch larger than any before.
+//
+// A batch of few rows, decode or verify, has a shape: its rows and attention's lists padded to
+// counts of CountBucket, its arrays at places that follow from them. Kernels enqueued for one batch
+// then serve every batch of that shape, so they can be captured in a graph. Rows that pad write no
+// KV and change no bits of others.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <vector>
 
@@ -30,9 +37,20 @@ struct CudaDecoderOptions {
   int64_t partial_bytes = int64_t{64} << 20;  // of attention's partial results
 };
 
+// The counts that shapes have: 1, 2, 4, 6, 8, then four to an octave.
+int32_t CountBucket(int32_t count);
+
 // One thread at a time. Model, pool and stream outlive it.
 class CudaDecoder {
  public:
+  // Padded counts. Equal shapes enqueue equal kernels with equal params while bytes() stays.
+  struct Shape {
+    int32_t rows = 0;
+    int32_t small_items = 0, medium_items = 0, splits = 0;
+    auto operator<=>(const Shape&) const = default;
+  };
+  static constexpr int32_t kMaxShapeRows = 256;
+
   static absl::StatusOr<std::unique_ptr<CudaDecoder>> Create(const CudaModel& model, KvPoolCuda& kv,
                                                              cudaStream_t stream,
                                                              const CudaDecoderOptions& options);
@@ -40,12 +58,22 @@ class CudaDecoder {
   // Bytes that Create will take.
   static int64_t WorkspaceBytes(const ModelConfig& config, const CudaDecoderOptions& options);
 
-  // All stages but the head, each span over its layers. The stream has passed the Run before.
+  // Sends the batch's arrays, padded if `pad` says so and the batch can have a shape. The stream
+  // has passed the work of the batch before; this batch stays until Enqueue has returned.
+  absl::Status Prepare(const DecoderBatch& batch, bool pad);
+  // Of the prepared batch; empty where it was not padded.
+  const std::optional<Shape>& shape() const { return shape_; }
+  // All stages but the head, each span over its layers.
+  absl::Status Enqueue();
+  // Prepare without padding, then Enqueue.
   absl::Status Run(const DecoderBatch& batch);
 
   // Final norm and head of the batch rows `rows` ([n], on the device), at whatever layer they
   // ended. logits: [n, vocab_size] on the device; n at most max_rows.
   absl::Status Head(const int32_t* rows, int32_t n, float* logits);
+
+  // Of the memory that Enqueue's kernels know; grows when any of it is replaced.
+  int64_t bytes() const;
 
   int32_t num_hidden_slots() const { return static_cast<int32_t>(saved_.size()); }
   // Rows that a saved-hidden slot holds.
@@ -88,13 +116,15 @@ class CudaDecoder {
   absl::Status Allocate(int32_t rows);
   absl::Status UploadRopeTable();
 
+  bool CanPad(const DecoderBatch& batch) const;
   void Stage(const DecoderBatch& batch);
-  void StageTables(const DecoderBatch& batch);
+  std::vector<int32_t> ListTables(const DecoderBatch& batch);
   Segment StageSegment(const DecoderBatch& batch, int32_t begin, int32_t end);
   AttentionArrays StageAttention(const std::vector<kernels::AttentionSpanInput>& inputs);
 
-  absl::Status Embed(const DecoderBatch& batch);
-  absl::Status RunSegment(const DecoderBatch& batch, const Segment& segment);
+  void PadAttention();
+  absl::Status Embed();
+  absl::Status RunSegment(const Segment& segment);
   absl::Status RunLayer(const Segment& segment, int32_t layer, bool last);
   absl::Status InputNorm(const CudaLayerWeights& w);
   absl::Status Qkv(const CudaLayerWeights& w);
@@ -105,7 +135,7 @@ class CudaDecoder {
   absl::Status PostNorm(const CudaLayerWeights& w);
   absl::Status GateUp(const CudaLayerWeights& w);
   absl::Status Down(const CudaLayerWeights& w);
-  absl::Status SaveHidden(const DecoderBatch& batch, int32_t end);
+  absl::Status SaveHidden(int32_t end);
   absl::Status Norm(const float* x, const int32_t* from, const float* weight, int32_t n,
                     const char* stage);
   absl::Status Linear(const kernels::CudaLinearParams& params, const char* stage);
@@ -133,6 +163,9 @@ class CudaDecoder {
   std::vector<SavedHidden> saved_;
 
   // Of the batch in hand.
+  const DecoderBatch* batch_ = nullptr;
+  std::optional<Shape> shape_;
+  int32_t rows_ = 0;  // the batch's, or the shape's
   StagingCuda staging_;
   StagingCuda::Place tokens_ = 0, tables_ = 0;
   std::vector<int32_t> table_begin_;  // per span of the batch

@@ -8,6 +8,7 @@
 #include "absl/strings/str_format.h"
 #include "common/hash.h"
 #include "common/status_macros.h"
+#include "kernels/cuda/rows.h"
 #include "worker/model/tensor_names.h"
 #include "worker/model/weights.h"
 
@@ -21,7 +22,7 @@ constexpr int64_t kPieceBytes = int64_t{16} << 20;  // of each of the two pinned
 
 // Walks the weights in one order, twice: to add up their sizes, then to fill them. A tensor's bytes
 // go from the mapped file to one of two pinned buffers and from there to the GPU, so that reading
-// one piece overlaps with sending the one before.
+// one piece overlaps with sending the one before. Random matrices are made where they lie.
 class CudaWeightsBuilder {
  public:
   CudaWeightsBuilder(const ModelConfig& config, const TensorSource& source)
@@ -145,6 +146,11 @@ class CudaWeightsBuilder {
     const int64_t most = piece_bytes_ / int64_t{sizeof(Bf16)};
     for (const Part& part : parts) {
       const int64_t count = part.rows * width;
+      if (const auto random = source_.Random(part.name); random.has_value()) {
+        RETURN_IF_ERROR(Make(*random, at, part.rows, width, width));
+        at += count;
+        continue;
+      }
       for (int64_t begin = 0, size = 0; begin < count; begin += size, at += size) {
         size = std::min(most, count - begin);
         ASSIGN_OR_RETURN(uint8_t* const buffer, NextPiece());
@@ -155,12 +161,28 @@ class CudaWeightsBuilder {
     return absl::OkStatus();
   }
 
+  absl::Status Make(const kernels::RandomMatrix& matrix, Bf16* to, int64_t rows, int64_t width,
+                    int64_t stride) {
+    kernels::CudaRandomRowsParams p;
+    p.matrix = matrix;
+    p.y = to;
+    p.stride = stride;
+    p.rows = static_cast<int32_t>(rows);
+    p.dim = static_cast<int32_t>(width);
+    return CudaStatus(kernels::CudaRandomRows(p, stream_->get()), "random weights");
+  }
+
   // Rows of gate and up in turn.
   absl::Status GateUp(const std::string& gate, const std::string& up, Bf16** to) {
     const int64_t rows = config_.intermediate_size;
     const int64_t width = config_.hidden_size;
     *to = reinterpret_cast<Bf16*>(Take(2 * rows * width * int64_t{sizeof(Bf16)}));
     if (base_ == nullptr) return absl::OkStatus();
+    const auto random_gate = source_.Random(gate), random_up = source_.Random(up);
+    if (random_gate.has_value() && random_up.has_value()) {
+      RETURN_IF_ERROR(Make(*random_gate, *to, rows, width, 2 * width));
+      return Make(*random_up, *to + width, rows, width, 2 * width);
+    }
     const int64_t most = piece_bytes_ / (2 * width * int64_t{sizeof(Bf16)});
     for (int64_t row = 0; row < rows; row += most) {
       const int64_t count = std::min(most, rows - row);

@@ -46,7 +46,7 @@ struct CudaModel {
 // RESOURCE_EXHAUSTED saying what the weights need and what is free.
 absl::StatusOr<std::shared_ptr<const CudaModel>> LoadCudaModel(const std::string& dir);
 
-// Random weights, equal to those of RandomCpuModel.
+// Random weights (--load-format=dummy), equal to those of RandomCpuModel; made on the GPU.
 absl::StatusOr<std::shared_ptr<const CudaModel>> RandomCudaModel(const ModelConfig& config,
                                                                  uint64_t seed);
 

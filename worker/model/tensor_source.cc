@@ -1,5 +1,6 @@
 #include "worker/model/tensor_source.h"
 
+#include <algorithm>
 #include <cmath>
 #include <set>
 #include <string_view>
@@ -43,18 +44,19 @@ class RandomSource final : public TensorSource {
       : seed_(seed), scale_(std::sqrt(3.0f / static_cast<float>(config.hidden_size))) {}
 
   void Read(const std::string& name, int64_t begin, int64_t count, Bf16* out) const override {
-    const uint64_t key = HashCombine(seed_, HashBytes(name));
+    const kernels::RandomMatrix matrix = *Random(name);
     for (int64_t i = begin; i < begin + count;) {
-      const uint64_t word = Mix64(key + static_cast<uint64_t>(i / 4));
-      for (; i < begin + count; ++i) {
-        const auto lane = static_cast<int16_t>(word >> (16 * (i % 4)));
-        out[i - begin] = kernels::ToBf16(scale_ * static_cast<float>(lane) * 0x1p-15f);
-        if (i % 4 == 3) {
-          ++i;
-          break;
-        }
+      const kernels::PhiloxBlock run = kernels::RandomRun(matrix, i / kernels::kRandomRun);
+      const int64_t end =
+          std::min(begin + count, (i / kernels::kRandomRun + 1) * kernels::kRandomRun);
+      for (; i < end; ++i) {
+        const auto lane = static_cast<int>(i % kernels::kRandomRun);
+        out[i - begin] = kernels::RandomElement(matrix, run, lane);
       }
     }
+  }
+  std::optional<kernels::RandomMatrix> Random(const std::string& name) const override {
+    return kernels::RandomMatrix{HashCombine(seed_, HashBytes(name)), scale_};
   }
 
   void ReadVector(const std::string& name, std::span<float> out) const override {

@@ -3,11 +3,13 @@
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
 #include "absl/status/statusor.h"
 #include "kernels/bf16.h"
+#include "kernels/random_weights.h"
 #include "worker/model/config.h"
 #include "worker/model/safetensors.h"
 
@@ -20,6 +22,10 @@ class TensorSource {
   // Elements [begin, begin + count) of a matrix.
   virtual void Read(const std::string& name, int64_t begin, int64_t count,
                     kernels::Bf16* out) const = 0;
+  // How a matrix is made where it is random, so that a device can make it itself; else empty.
+  virtual std::optional<kernels::RandomMatrix> Random(const std::string& /*name*/) const {
+    return std::nullopt;
+  }
   virtual void ReadVector(const std::string& name, std::span<float> out) const = 0;
 };
 

@@ -20,7 +20,7 @@ using Sequence = PlanDriver::Sequence;
 constexpr int32_t kVocab = 211;
 
 std::shared_ptr<const CpuModel> Model() {
-  static const auto model = RandomCpuModel(TinyConfig(), 21);
+  static const auto model = RandomCpuModel(TinyConfig(), 22);
   return model;
 }
 

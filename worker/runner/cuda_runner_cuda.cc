@@ -62,11 +62,11 @@ int64_t SamplerBytes(const ModelConfig& config) {
 }
 
 struct MemoryPlan {
-  int64_t weights = 0, workspace = 0, kv = 0, free = 0;
+  int64_t weights = 0, workspace = 0, graphs = 0, kv = 0, free = 0;
   int32_t num_blocks = 0;
 };
 
-// Blocks of the KV pool: as asked, or what is free behind weights and workspace.
+// Blocks of the KV pool: as asked, or what is free behind weights, workspace and graphs.
 absl::StatusOr<MemoryPlan> PlanMemory(const CudaModel& model, const CudaRunnerOptions& o,
                                       int32_t max_context, kernels::CudaKvShape shape) {
   size_t free_bytes = 0, total_bytes = 0;
@@ -77,8 +77,10 @@ absl::StatusOr<MemoryPlan> PlanMemory(const CudaModel& model, const CudaRunnerOp
   plan.weights = model.weights.memory.bytes();
   plan.workspace = CudaDecoder::WorkspaceBytes(model.config, DecoderOptions(o, max_context)) +
                    SamplerBytes(model.config);
+  if (o.graphs) plan.graphs = StepGraphs::MemoryBytes(model.config.num_layers);
   const int64_t block = KvPoolCuda::BlockBytes(shape, model.config.num_layers);
-  const int64_t room = plan.free - plan.workspace - std::max(kLeastMargin, total / 50);
+  const int64_t taken = plan.workspace + plan.graphs;
+  const int64_t room = plan.free - taken - std::max(kLeastMargin, total / 50);
   int64_t blocks = o.num_blocks;
   if (blocks == 0) blocks = (o.kv_bytes > 0 ? o.kv_bytes : std::max<int64_t>(room, 0)) / block;
   if (blocks < 1 && o.kv_bytes > 0) {
@@ -88,14 +90,15 @@ absl::StatusOr<MemoryPlan> PlanMemory(const CudaModel& model, const CudaRunnerOp
     return absl::ResourceExhaustedError(absl::StrCat(
         "too little GPU memory: beside the weights (", GibText(plan.weights), ") ",
         GibText(plan.free), " of ", GibText(total), " are free; the workspace takes ",
-        GibText(plan.workspace), ", the KV pool ", GibText(std::max<int64_t>(blocks, 1) * block),
-        ": lower --kv-bytes, --kv-blocks, --max-batch-tokens or --max-context, or take a smaller "
-        "model"));
+        GibText(plan.workspace), ", CUDA graphs ", GibText(plan.graphs), ", the KV pool ",
+        GibText(std::max<int64_t>(blocks, 1) * block),
+        ": lower --kv-bytes, --kv-blocks, --max-batch-tokens or --max-context, go without graphs "
+        "(--no-cuda-graphs), or take a smaller model"));
   }
   blocks = std::min(blocks, kMostBlocks);
   plan.num_blocks = static_cast<int32_t>(blocks);
   plan.kv = blocks * block;
-  plan.free -= plan.workspace + plan.kv;
+  plan.free -= taken + plan.kv;
   return plan;
 }
 
@@ -103,9 +106,10 @@ std::string TextOf(const MemoryPlan& plan, const CudaDevice& device, int32_t blo
                    int32_t max_context) {
   const int64_t fits = std::min<int64_t>(int64_t{plan.num_blocks} * block_size, max_context);
   return absl::StrCat("gpu=\"", device.name, "\" weights=\"", GibText(plan.weights),
-                      "\" workspace=\"", GibText(plan.workspace), "\" kv=\"", GibText(plan.kv),
-                      "\" free=\"", GibText(plan.free), "\" longest_context=", fits,
-                      " flags=\"--kv-bytes --max-batch-tokens --max-context\"");
+                      "\" workspace=\"", GibText(plan.workspace), "\" graphs=\"",
+                      GibText(plan.graphs), "\" kv=\"", GibText(plan.kv), "\" free=\"",
+                      GibText(plan.free), "\" longest_context=", fits,
+                      " flags=\"--kv-bytes --max-batch-tokens --max-context --cuda-graphs\"");
 }
 
 }  // namespace
@@ -211,8 +215,35 @@ absl::Status CudaRunner::Enqueue() {
   RETURN_IF_ERROR(CopySlots(moves_, &copy_staging_));
   RETURN_IF_ERROR(
       host_.FillBatch([this](int32_t slot) { return decoder_->saved_rows(slot); }, &batch_));
-  if (!batch_.tokens.empty()) RETURN_IF_ERROR(decoder_->Run(batch_));
-  return EnqueueDraws();
+  if (!batch_.tokens.empty()) RETURN_IF_ERROR(decoder_->Prepare(batch_, options_.graphs));
+  RETURN_IF_ERROR(PrepareDraws());
+  RETURN_IF_ERROR(RunKernels());
+  if (params_.empty()) return absl::OkStatus();
+  return CudaStatus(cudaMemcpyAsync(drawn_host_.as<uint8_t>(), drawn_.as<uint8_t>(),
+                                    params_.size() * sizeof(CudaSampleResult),
+                                    cudaMemcpyDeviceToHost, stream_.get()),
+                    "read-back of tokens");
+}
+
+absl::Status CudaRunner::RunKernels() {
+  if (!graph_shape_.has_value()) return EnqueueKernels();
+  // Everything that a graph's kernels know and that may be replaced by something larger.
+  const int64_t memory = decoder_->bytes() + draw_staging_.bytes() + drawn_.bytes();
+  RETURN_IF_ERROR(graphs_.Run(
+      *graph_shape_, memory, [this] { return EnqueueKernels(); }, stream_.get()));
+  return options_.logits_probe ? Probe(0, params_.size()) : absl::OkStatus();
+}
+
+// All kernels of a step, on data that lies on the device.
+absl::Status CudaRunner::EnqueueKernels() {
+  if (!batch_.tokens.empty()) RETURN_IF_ERROR(decoder_->Enqueue());
+  for (size_t g = 0; g + 1 < group_begin_.size(); ++g) {
+    RETURN_IF_ERROR(EnqueueGroup(g));
+    if (options_.logits_probe && !graph_shape_.has_value()) {
+      RETURN_IF_ERROR(Probe(group_begin_[g], group_begin_[g + 1]));
+    }
+  }
+  return absl::OkStatus();
 }
 
 absl::Status CudaRunner::CopySlots(const HostState::KvMoves& moves, StagingCuda* staging) {
@@ -232,19 +263,36 @@ absl::Status CudaRunner::CopySlots(const HostState::KvMoves& moves, StagingCuda*
 
 // --- Sampling ---
 
-absl::Status CudaRunner::EnqueueDraws() {
+absl::Status CudaRunner::PrepareDraws() {
   RETURN_IF_ERROR(StageDraws());
-  const size_t count = sample_rows_.size();
-  if (count == 0) return absl::OkStatus();
-  const auto bytes = static_cast<int64_t>(count * sizeof(CudaSampleResult));
+  graph_shape_.reset();
+  if (decoder_->shape().has_value() && !batch_.tokens.empty() && PadDraws()) {
+    graph_shape_ = {*decoder_->shape(), static_cast<int32_t>(sample_rows_.size())};
+  }
+  draw_staging_.Clear();
+  if (sample_rows_.empty()) return absl::OkStatus();
+  const auto bytes = static_cast<int64_t>(sample_rows_.size() * sizeof(CudaSampleResult));
   RETURN_IF_ERROR(drawn_.GrowTo(bytes, "the sampler's results"));
   RETURN_IF_ERROR(drawn_host_.GrowTo(bytes, "pinned memory for the sampler's results"));
-  RETURN_IF_ERROR(draw_staging_.Upload(stream_.get()));
-  for (size_t g = 0; g + 1 < group_begin_.size(); ++g) RETURN_IF_ERROR(EnqueueGroup(g));
-  return CudaStatus(
-      cudaMemcpyAsync(drawn_host_.as<uint8_t>(), drawn_.as<uint8_t>(), static_cast<size_t>(bytes),
-                      cudaMemcpyDeviceToHost, stream_.get()),
-      "read-back of tokens");
+  head_rows_at_ = draw_staging_.Add(head_rows_);
+  sample_rows_at_ = draw_staging_.Add(sample_rows_);
+  edits_at_ = draw_staging_.Add(edits_);  // last: their number is no part of a shape
+  return draw_staging_.Upload(stream_.get());
+}
+
+// To a count of CountBucket, greedy draws of the first row; false where draws share rows or a probe
+// would miss some.
+bool CudaRunner::PadDraws() {
+  if (sample_rows_.empty() || head_rows_.size() != sample_rows_.size()) return false;
+  if (options_.logits_probe && sample_rows_.size() > kHeadGroup) return false;
+  const auto count = static_cast<size_t>(CountBucket(static_cast<int32_t>(sample_rows_.size())));
+  sample_rows_.resize(count, {.temperature = 0});
+  head_rows_.resize(count, head_rows_.front());
+  group_begin_.clear();
+  for (size_t begin = 0; begin < count; begin += kHeadGroup) group_begin_.push_back(begin);
+  group_begin_.push_back(count);
+  group_rows_.assign(group_begin_.begin(), group_begin_.end());
+  return true;
 }
 
 // Draws in groups that share the logits' memory; parallel samples share a row.
@@ -275,10 +323,6 @@ absl::Status CudaRunner::StageDraws() {
   }
   group_begin_.push_back(sample_rows_.size());
   group_rows_.push_back(static_cast<int32_t>(head_rows_.size()));
-  draw_staging_.Clear();
-  head_rows_at_ = draw_staging_.Add(head_rows_);
-  sample_rows_at_ = draw_staging_.Add(sample_rows_);
-  edits_at_ = draw_staging_.Add(edits_);
   return absl::OkStatus();
 }
 
@@ -349,8 +393,7 @@ absl::Status CudaRunner::EnqueueGroup(size_t group) {
   p.scores = scores_.as<float>();
   p.workspace = sampler_workspace_.as<uint8_t>();
   p.results = drawn_.as<CudaSampleResult>() + begin;
-  RETURN_IF_ERROR(CudaStatus(kernels::CudaSample(p, stream_.get()), "Sample"));
-  return options_.logits_probe ? Probe(begin, end) : absl::OkStatus();
+  return CudaStatus(kernels::CudaSample(p, stream_.get()), "Sample");
 }
 
 absl::Status CudaRunner::Probe(size_t begin, size_t end) {
@@ -376,7 +419,7 @@ absl::Status CudaRunner::Complete() {
   in_flight_ = false;
   RETURN_IF_ERROR(stream_.Synchronize("a step"));
   const CudaSampleResult* drawn = drawn_host_.as<CudaSampleResult>();
-  outputs_.assign(sample_rows_.size(), {});
+  outputs_.assign(params_.size(), {});
   for (size_t d = 0; d < outputs_.size(); ++d) {
     kernels::SampleOutput& output = outputs_[d];
     output.token = drawn[d].token;

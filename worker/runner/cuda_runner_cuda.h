@@ -1,5 +1,6 @@
 // The Runner of the CUDA backend on one GPU. Launch enqueues a step's kernels on one stream and
-// returns; the step before it is read back first, since its tokens decide what this one runs.
+// returns; the step before it is read back first, since its tokens decide what this one runs. Steps
+// of decode and verify rows are CUDA graphs.
 #pragma once
 
 #include <cstdint>
@@ -18,6 +19,7 @@
 #include "worker/model/cuda_decoder_cuda.h"
 #include "worker/runner/host_state.h"
 #include "worker/runner/runner.h"
+#include "worker/runner/step_graphs_cuda.h"
 #include "worker/runner/synthetic_tokens.h"
 
 namespace paceline {
@@ -31,6 +33,7 @@ struct CudaRunnerOptions {
   int32_t max_hidden_slots = 0;               // saved-hidden slots
   int32_t max_batch_rows = 512;               // more are possible, and cost an allocation
   int64_t partial_bytes = int64_t{64} << 20;  // of attention's partial results
+  bool graphs = true;                         // changes speed, no bits
   double synthetic_acceptance = 0;            // as CpuRunnerOptions
   // For tests: sees the logits [vocab_size] of every sample row, with slot and position sampled.
   std::function<void(SlotId, int32_t, std::span<const float>)> logits_probe;
@@ -48,8 +51,10 @@ class CudaRunner final : public Runner {
   absl::Status Launch(const StepPlan& plan) override;
   absl::StatusOr<StepResult> Wait() override;
 
-  // One line for the log: weights, workspace, KV and free memory, the longest context that fits.
+  // One line for the log: weights, workspace, graphs, KV and free memory, the longest context that
+  // fits.
   const std::string& memory_text() const { return memory_text_; }
+  const StepGraphs& graphs() const { return graphs_; }
 
  private:
   CudaRunner(std::shared_ptr<const CudaModel> model, CudaRunnerOptions options, RunnerInfo info,
@@ -58,8 +63,11 @@ class CudaRunner final : public Runner {
 
   absl::Status Enqueue();
   absl::Status EnqueueBlockCopies();
-  absl::Status EnqueueDraws();
+  absl::Status EnqueueKernels();
   absl::Status StageDraws();
+  bool PadDraws();
+  absl::Status PrepareDraws();
+  absl::Status RunKernels();
   void AddDraw(const HostState::Draw& draw, int32_t logits_row);
   void AddEdits(const kernels::SampleParams& params);
   absl::Status EnqueueGroup(size_t group);
@@ -76,6 +84,7 @@ class CudaRunner final : public Runner {
   std::unique_ptr<CudaDecoder> decoder_;
   std::optional<SyntheticTokens> synthetic_;
   std::string memory_text_;
+  StepGraphs graphs_;
   std::deque<StepResult> results_;  // read back, not yet waited for
 
   // Sampler: of a group of rows, and of a step.
@@ -92,12 +101,13 @@ class CudaRunner final : public Runner {
   HostState::KvMoves moves_;
   std::vector<kernels::SampleParams> params_;  // [draws]
   std::vector<int32_t> path_;
-  std::vector<kernels::CudaSampleRow> sample_rows_;  // [draws]
+  std::vector<kernels::CudaSampleRow> sample_rows_;  // [draws], more where they are padded
   std::vector<kernels::CudaSampleEdit> edits_;
   std::vector<int32_t> edit_of_;     // [vocab] index in edits_ of the draw in hand, or -1
   std::vector<int32_t> head_rows_;   // rows whose logits are needed, group after group
   std::vector<size_t> group_begin_;  // draws [group_begin_[g], group_begin_[g + 1])
   std::vector<int32_t> group_rows_;  // head rows of group g begin here
+  std::optional<StepGraphs::Shape> graph_shape_;  // of a step that a graph can carry out
   StagingCuda::Place head_rows_at_ = 0, sample_rows_at_ = 0, edits_at_ = 0;
   std::vector<kernels::SampleOutput> outputs_;  // [draws]
 };

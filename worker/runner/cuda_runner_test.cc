@@ -21,7 +21,7 @@ namespace {
 using Sequence = PlanDriver::Sequence;
 
 constexpr int32_t kVocab = 211;
-constexpr uint64_t kModelSeed = 21;
+constexpr uint64_t kModelSeed = 22;
 constexpr int32_t kLength = kernels::kEmulated ? 16 : 48;  // of outputs
 
 std::shared_ptr<const CudaModel> Model() {
@@ -362,6 +362,131 @@ TEST(CudaRunnerTest, ManySequencesAtOnce) {
   }
 }
 
+// Requests of mixed lengths that come, verify and go; what each emitted, with every row's logits.
+struct Mixed {
+  std::vector<std::vector<TokenId>> outputs;
+  std::vector<std::vector<float>> logprobs;
+  Seen seen;
+  int64_t captured = 0, replayed = 0;
+};
+Mixed RunMixed(bool graphs, int32_t max_batch_rows) {
+  Rig rig({.max_batch_rows = max_batch_rows, .graphs = graphs});
+  std::vector<Sequence*> all;
+  // The first is short; those after it replay what was captured for it, with other lengths.
+  for (int i = 0; i < 6; ++i) {
+    SamplingParams sampling = Sampling(i % 2 == 0 ? 0.0f : 0.8f, 10 + i);
+    if (i == 2) sampling.logit_bias = {{5, 2.0f}, {9, -1.0f}};
+    if (i == 3) sampling.frequency_penalty = 0.5f;
+    all.push_back(
+        &rig.driver->Start(Prompt(i == 4 ? 250 : 3 + 40 * i, static_cast<uint64_t>(i)), sampling));
+    rig.driver->Prefill(*all.back());
+    rig.driver->Step();
+    for (int step = 0; step < 3 && !all.back()->ended; ++step) {  // alone
+      rig.driver->Decode(*all.back());
+      rig.driver->Step();
+    }
+  }
+  for (int step = 0; std::ranges::any_of(all, [](const Sequence* s) { return !s->ended; });
+       ++step) {
+    for (size_t i = 0; i < all.size(); ++i) {
+      Sequence& s = *all[i];
+      if (s.ended) continue;
+      if (i == 1 && step % 2 == 0) {
+        rig.driver->Verify(s, std::vector<TokenId>{7, 8, 9});
+      } else if (i == 5 && step % 3 == 0) {
+        rig.driver->Verify(s, std::vector<TokenId>{7, 8, 9, 1}, std::vector<int32_t>{-1, -1, 0, 2});
+      } else {
+        rig.driver->Decode(s);
+      }
+    }
+    rig.driver->Step();
+  }
+  Mixed mixed;
+  for (const Sequence* s : all) {
+    mixed.outputs.push_back(s->output());
+    mixed.logprobs.push_back(s->logprobs);
+  }
+  mixed.seen = std::move(rig.seen);
+  mixed.captured = rig.runner->graphs().captured();
+  mixed.replayed = rig.runner->graphs().replayed();
+  return mixed;
+}
+
+TEST(CudaRunnerTest, GraphsChangeNoBits) {
+  PACELINE_NEEDS_GPU();
+  const Mixed plain = RunMixed(false, 512);
+  EXPECT_EQ(plain.captured + plain.replayed, 0);
+  // Of few rows the batches that are wider than the workspace replace it, and the graphs with it.
+  for (int32_t max_batch_rows : {512, 4}) {
+    const Mixed mixed = RunMixed(true, max_batch_rows);
+    EXPECT_GT(mixed.captured, 1);
+    EXPECT_GT(mixed.replayed, 2 * mixed.captured);
+    EXPECT_EQ(mixed.outputs, plain.outputs);
+    EXPECT_EQ(mixed.logprobs, plain.logprobs);
+    ASSERT_EQ(mixed.seen.size(), plain.seen.size());
+    for (const auto& [where, rows] : plain.seen) {
+      const auto& others = mixed.seen.at(where);
+      ASSERT_EQ(others.size(), rows.size());
+      for (size_t i = 0; i < rows.size(); ++i) {
+        ASSERT_EQ(std::memcmp(others[i].data(), rows[i].data(), rows[i].size() * sizeof(float)), 0)
+            << "slot " << where.first << ", position " << where.second;
+      }
+    }
+  }
+}
+
+TEST(CudaRunnerTest, TheGraphUnusedForLongestGoes) {
+  PACELINE_NEEDS_GPU();
+  StepGraphs graphs;
+  const CudaStream stream = CudaStream::Create().value();
+  int32_t enqueued = 0;
+  const auto run = [&](int32_t draws, int64_t memory) {
+    enqueued = 0;
+    const absl::Status status = graphs.Run(
+        {.draws = draws}, memory,
+        [&] {
+          ++enqueued;
+          return absl::OkStatus();
+        },
+        stream.get());
+    ASSERT_TRUE(status.ok()) << status;
+  };
+  for (int round = 0; round < 2; ++round) {  // seen, captured
+    for (int32_t draws = 1; draws <= StepGraphs::kMaxGraphs; ++draws) run(draws, 1);
+  }
+  EXPECT_EQ(graphs.captured(), StepGraphs::kMaxGraphs);
+  run(1, 1);
+  EXPECT_EQ(enqueued, 0);
+  for (int i = 0; i < 2; ++i) run(1000, 1);  // takes the place of 2
+  run(1, 1);
+  EXPECT_EQ(enqueued, 0);
+  run(2, 1);
+  EXPECT_EQ(enqueued, 1);
+  EXPECT_EQ(graphs.captured(), StepGraphs::kMaxGraphs + 1);
+  run(3, 2);  // other memory: all go
+  EXPECT_EQ(enqueued, 1);
+  const absl::Status fails = graphs.Run(
+      {.draws = 3}, 2, [] { return absl::InternalError("no"); }, stream.get());
+  EXPECT_EQ(fails.message(), "no");
+  run(3, 2);
+  EXPECT_EQ(graphs.captured(), StepGraphs::kMaxGraphs + 2);
+}
+
+TEST(CudaRunnerTest, CountBuckets) {
+  EXPECT_EQ(CountBucket(0), 0);
+  int32_t last = 0, buckets = 0;
+  for (int32_t count = 1; count <= 4096; ++count) {
+    const int32_t bucket = CountBucket(count);
+    ASSERT_GE(bucket, count);
+    ASSERT_LE(bucket, count + std::max(1, count / 4));
+    ASSERT_EQ(CountBucket(bucket), bucket);
+    ASSERT_GE(bucket, last);
+    buckets += bucket != last;
+    last = bucket;
+  }
+  EXPECT_LE(buckets, 45);
+}
+
 TEST(CudaRunnerTest, AnEmptyPlanABindAloneAndMistakes) {
   PACELINE_NEEDS_GPU();
   Rig rig;
@@ -399,6 +524,9 @@ TEST(CudaRunnerTest, OptionsAndMemoryAreChecked) {
   Rig rig;
   EXPECT_TRUE(rig.runner->info().numerics_fingerprint.starts_with("cuda-sm"));
   EXPECT_NE(rig.runner->memory_text().find("longest_context"), std::string::npos);
+  EXPECT_EQ(rig.runner->memory_text().find("graphs=\"0.00 GiB\""), std::string::npos);
+  Rig without({.graphs = false});
+  EXPECT_NE(without.runner->memory_text().find("graphs=\"0.00 GiB\""), std::string::npos);
 }
 
 }  // namespace

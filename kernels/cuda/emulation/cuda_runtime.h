@@ -4,10 +4,12 @@
 // hardware only what is written here. Tests alone use it; found first on the include path.
 //
 // A block's threads are fibers of one host thread; they switch at barriers and warp operations.
-// Blocks (or clusters of them) run one after another, a launch is done when it returns. What a real GPU leaves undefined
-// is made visible: memory starts as 0xff bytes (NaN), asynchronous copies write and warpgroups'
-// products read and write only when they are waited for, the order of threads changes from launch
-// to launch, and a barrier that some threads never reach ends the process.
+// Blocks (or clusters of them) run one after another, a launch is done when it returns. What a real
+// GPU leaves undefined is made visible: memory starts as 0xff bytes (NaN), asynchronous copies
+// write and warpgroups' products read and write only when they are waited for, the order of threads
+// changes from launch to launch, and a barrier that some threads never reach ends the process, as
+// does a block of an overlapping launch that never waits for the kernel before. While a stream is
+// captured nothing runs: its launches are kept, and run whenever the graph is launched.
 #pragma once
 
 #include <algorithm>
@@ -16,6 +18,7 @@
 #include <cstdint>
 #include <cstring>
 #include <functional>
+#include <vector>
 
 #define PACELINE_CUDA_EMULATION 1
 
@@ -91,9 +94,28 @@ int ClusterRank();
 void SyncCluster();
 void* SharedOfBlock(void* own, int rank);
 
-// Runs kernel(params) for every thread of the grid, `cluster` blocks at a time.
-void Run(void (*kernel)(const void* kernel, const void* params), const void* function,
-         const void* params, dim3 grid, dim3 block, size_t shared_bytes, int cluster);
+struct alignas(64) Bytes {
+  unsigned char at[64];
+};
+// kernel(function, params) for every thread of the grid, `cluster` blocks at a time.
+struct KernelLaunch {
+  void (*kernel)(const void* function, const void* params) = nullptr;
+  std::vector<Bytes> function, params;
+  dim3 grid, block;
+  size_t shared_bytes = 0;
+  int cluster = 1;
+  bool must_wait = false;  // some thread of each block calls NoteWait
+};
+template <typename T>
+std::vector<Bytes> BytesOf(const T& value) {
+  static_assert(alignof(T) <= alignof(Bytes));
+  std::vector<Bytes> bytes((sizeof(T) + sizeof(Bytes) - 1) / sizeof(Bytes));
+  std::memcpy(bytes.data(), &value, sizeof(T));
+  return bytes;
+}
+// Runs it, or keeps it where a capture is in progress.
+void Enqueue(KernelLaunch launch);
+void NoteWait();
 
 template <typename T>
 T FromLane(T value, int lane) {
@@ -188,6 +210,9 @@ enum cudaDeviceAttr {
 enum cudaFuncAttribute { cudaFuncAttributeMaxDynamicSharedMemorySize = 8 };
 using cudaStream_t = struct EmulatedStream*;
 using cudaEvent_t = struct EmulatedEvent*;
+using cudaGraph_t = struct EmulatedGraph*;
+using cudaGraphExec_t = struct EmulatedGraphExec*;
+enum cudaStreamCaptureMode { cudaStreamCaptureModeRelaxed = 2 };
 struct cudaDeviceProp {
   char name[256];
 };
@@ -218,6 +243,13 @@ cudaError_t cudaEventDestroy(cudaEvent_t event);
 cudaError_t cudaEventRecord(cudaEvent_t event, cudaStream_t stream);
 cudaError_t cudaEventSynchronize(cudaEvent_t event);
 cudaError_t cudaEventElapsedTime(float* milliseconds, cudaEvent_t from, cudaEvent_t to);
+cudaError_t cudaStreamBeginCapture(cudaStream_t stream, cudaStreamCaptureMode mode);
+cudaError_t cudaStreamEndCapture(cudaStream_t stream, cudaGraph_t* graph);
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph,
+                                 unsigned long long flags);
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t stream);
+cudaError_t cudaGraphDestroy(cudaGraph_t graph);
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec);
 cudaError_t cudaGetLastError();
 const char* cudaGetErrorString(cudaError_t error);
 template <typename F>

@@ -102,7 +102,7 @@ struct Named {
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::map<uint64_t*, std::vector<CopyInFlight>> in_flight;  // by barrier
-  std::map<std::pair<int, int>, Named> named;  // by block of the cluster, number
+  std::map<std::pair<int, int>, Named> named;                // by block of the cluster, number
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   unsigned char* shared_begin = nullptr;
@@ -114,6 +114,7 @@ struct Block {
   const void* params = nullptr;
   void* scheduler = nullptr;  // its stack pointer
   Fiber* running = nullptr;
+  bool waited = false;
 #if defined(__SANITIZE_ADDRESS__)
   void* fake_stack = nullptr;
   const void* scheduler_bottom = nullptr;
@@ -375,10 +376,16 @@ void WaitCopies(int groups_left) {
   }
 }
 
-void Run(void (*kernel)(const void*, const void*), const void* function, const void* params,
-         dim3 grid, dim3 block_dim, size_t shared_bytes, int cluster) {
+void NoteWait() { block.waited = true; }
+
+namespace {
+
+void Run(const KernelLaunch& launch) {
   static std::mt19937 rng(12345);
   constexpr size_t kAlign = 1024;  // as products read swizzled tiles
+  const dim3 grid = launch.grid, block_dim = launch.block;
+  const size_t shared_bytes = launch.shared_bytes;
+  const int cluster = launch.cluster;
   block.threads = static_cast<int>(block_dim.x * block_dim.y * block_dim.z);
   block.cluster = cluster;
   block.shared_stride = (shared_bytes + kAlign - 1) / kAlign * kAlign;
@@ -390,9 +397,9 @@ void Run(void (*kernel)(const void*, const void*), const void* function, const v
       cluster < 1 || cluster > 8 || grid.x % static_cast<unsigned>(cluster) != 0) {
     Die("a grid out of range");
   }
-  block.kernel = kernel;
-  block.function = function;
-  block.params = params;
+  block.kernel = launch.kernel;
+  block.function = launch.function.data();
+  block.params = launch.params.data();
   const int threads = block.threads * cluster;
   block.warps.resize(static_cast<size_t>(threads / kWarp));
   while (block.fibers.size() < static_cast<size_t>(threads)) {
@@ -414,14 +421,40 @@ void Run(void (*kernel)(const void*, const void*), const void* function, const v
               dim3(x + static_cast<unsigned>(i / block.threads), y, z), block_dim, grid};
           StartFiber(fiber);
         }
+        block.waited = false;
         RunBlock(rng);
+        if (launch.must_wait && !block.waited) {
+          Die("a block of an overlapping launch never waited for the kernel before");
+        }
         if (!block.in_flight.empty()) Die("a block ended before its copies");
       }
     }
   }
 }
 
+std::vector<KernelLaunch>* capture = nullptr;  // what the capture in progress has kept
+
+}  // namespace
+
+void Enqueue(KernelLaunch launch) {
+  if (capture == nullptr) {
+    Run(launch);
+  } else {
+    capture->push_back(std::move(launch));
+  }
+}
+
 }  // namespace paceline::emulation
+
+using paceline::emulation::capture;
+using paceline::emulation::KernelLaunch;
+
+struct EmulatedGraph {
+  std::vector<KernelLaunch> launches;
+};
+struct EmulatedGraphExec {
+  std::vector<KernelLaunch> launches;
+};
 
 // --- Host functions ---
 
@@ -443,9 +476,11 @@ cudaError_t cudaMemcpy(void* to, const void* from, size_t bytes, cudaMemcpyKind)
 }
 cudaError_t cudaMemcpyAsync(void* to, const void* from, size_t bytes, cudaMemcpyKind kind,
                             cudaStream_t) {
+  if (capture != nullptr) return cudaErrorNotSupported;  // graphs hold kernels alone
   return cudaMemcpy(to, from, bytes, kind);
 }
 cudaError_t cudaMemsetAsync(void* to, int value, size_t bytes, cudaStream_t) {
+  if (capture != nullptr) return cudaErrorNotSupported;
   std::memset(to, value, bytes);
   return cudaSuccess;
 }
@@ -486,8 +521,38 @@ cudaError_t cudaStreamCreateWithFlags(cudaStream_t* stream, unsigned) {
   return cudaSuccess;
 }
 cudaError_t cudaStreamDestroy(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaStreamSynchronize(cudaStream_t) { return cudaSuccess; }
-cudaError_t cudaDeviceSynchronize() { return cudaSuccess; }
+cudaError_t cudaStreamSynchronize(cudaStream_t) {
+  return capture == nullptr ? cudaSuccess : cudaErrorNotSupported;
+}
+cudaError_t cudaDeviceSynchronize() { return cudaStreamSynchronize(nullptr); }
+cudaError_t cudaStreamBeginCapture(cudaStream_t, cudaStreamCaptureMode) {
+  if (capture != nullptr) return cudaErrorNotSupported;
+  capture = new std::vector<KernelLaunch>;
+  return cudaSuccess;
+}
+cudaError_t cudaStreamEndCapture(cudaStream_t, cudaGraph_t* graph) {
+  if (capture == nullptr) return cudaErrorInvalidValue;
+  *graph = new EmulatedGraph{std::move(*capture)};
+  delete capture;
+  capture = nullptr;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphInstantiate(cudaGraphExec_t* exec, cudaGraph_t graph, unsigned long long) {
+  *exec = new EmulatedGraphExec{graph->launches};
+  return cudaSuccess;
+}
+cudaError_t cudaGraphLaunch(cudaGraphExec_t exec, cudaStream_t) {
+  for (const KernelLaunch& launch : exec->launches) paceline::emulation::Enqueue(launch);
+  return cudaSuccess;
+}
+cudaError_t cudaGraphDestroy(cudaGraph_t graph) {
+  delete graph;
+  return cudaSuccess;
+}
+cudaError_t cudaGraphExecDestroy(cudaGraphExec_t exec) {
+  delete exec;
+  return cudaSuccess;
+}
 cudaError_t cudaEventCreateWithFlags(cudaEvent_t* event, unsigned) {
   *event = nullptr;
   return cudaSuccess;
