@@ -96,8 +96,8 @@ def main():
                   (32, 4096, 8)):
         decode(*shape)
     print("\nprefill, causal: cuDNN us, TFLOP/s, FlashAttention-2, unfused\n|---|---|---|---|---|---|---|")
-    for shape in ((16, 1024), (4, 4096), (1, 16384)):
-        prefill(*shape)
+    for batch in (16, 8, 4, 2, 1):
+        prefill(batch, 16384 // batch)
     print("\ncuBLAS: us, GB/s of weights, TFLOP/s\n|---|---|---|---|")
     for name, n, k in (("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336),
                        ("lm_head", 128256, 4096)):
