@@ -8,17 +8,11 @@
 // product); keys that a row does not see get weight 0 by selection.
 #include "kernels/cuda/attention.h"
 
-#include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/attention_parts.cuh"
+#include "kernels/cuda/attention_paths.h"
 
 namespace paceline::kernels {
 namespace {
-
-constexpr int kTileKeys = 64;
-constexpr int kChunkTiles = kCudaAttentionChunk / kTileKeys;
-constexpr int kPageKeys = 16;  // keys that lie in one block whatever its size
-constexpr float kLog2E = 1.4426950408889634f;
-constexpr float kNone = -INFINITY;
 
 // kDim: head_dim rounded up, zeros behind it. kSlotKeys: keys of K or V in a slot of the ring.
 // kMinBlocks: blocks that shall fit on a multiprocessor.
@@ -56,105 +50,6 @@ struct KernelParams {
   const CudaAttentionItem* items;
 };
 
-// Adding a chunk (maximum c) to what is folded so far (maximum m): old sums times *old_scale plus
-// the chunk's times *new_scale. Shared with the folding kernel, so both round alike.
-__device__ __forceinline__ float FoldScales(float m, float c, float* old_scale, float* new_scale) {
-  const float both = fmaxf(m, c);
-  *old_scale = m == kNone ? 0.0f : Exp2(__fsub_rn(m, both));
-  *new_scale = c == kNone ? 0.0f : Exp2(__fsub_rn(c, both));
-  return both;
-}
-__device__ __forceinline__ float Fold(float total, float old_scale, float chunk, float new_scale) {
-  return __fmaf_rn(chunk, new_scale, __fmul_rn(total, old_scale));
-}
-__device__ __forceinline__ float Inverse(float sum) {
-  return sum == 0.0f ? 0.0f : __fdiv_rn(1.0f, sum);
-}
-
-// A row of 16-byte vectors lies with vector v at v ^ (row % 8): eight rows of one column of vectors
-// meet no bank twice. Callers give row % 8, which they know of a lane.
-template <int kDim>
-__device__ __forceinline__ int Swizzled(int row, int row_in_8, int vector) {
-  return row * kDim + (vector ^ row_in_8) * 8;
-}
-
-// What a warp works on.
-struct Work {
-  CudaAttentionSpan span;
-  CudaAttentionItem item;
-  int kv_head;
-  int group;
-  int num_queries;  // of the span
-  int kv_end;       // KV indices from here on are not read
-  int warp_query;   // the warp's first query
-  // A thread's accumulators belong to queries warp_query + lane / 4 and the eighth after it.
-  int row[2];       // of the span
-  int first[2];     // the first KV index inside the window
-  int warp_end;     // no row of the warp sees KV indices from here on
-  int whole_begin;  // KV indices [whole_begin, whole_end) are seen by all rows of the warp
-  int whole_end;
-};
-
-template <typename T>
-__device__ __forceinline__ Work GetWork(const KernelParams& p) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  Work w;
-  w.item = p.items[blockIdx.x];
-  w.span = p.a.spans[w.item.span];
-  w.kv_head = static_cast<int>(blockIdx.y);
-  w.group = p.a.num_heads / p.a.shape.kv_heads;
-  w.num_queries = w.span.num_rows * w.group;
-  const bool tree = w.span.mask_begin >= 0;
-  const int last_query = min(w.item.query_begin + T::kQueries, w.num_queries) - 1;
-  const int rows = tree ? w.span.num_rows : last_query / w.group + 1;
-  w.kv_end = w.span.context_len + rows;
-  w.warp_query = w.item.query_begin + static_cast<int>(threadIdx.x) / kWarp * kAttentionUnit;
-  w.whole_begin = 0;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    w.row[i] = min(w.warp_query + lane / 4 + 8 * i, last_query) / w.group;
-    w.first[i] = 0;
-    if (p.a.window > 0) {
-      w.first[i] = max(0, p.a.visible[w.span.row_begin + w.row[i]] - p.a.window);
-      w.whole_begin = max(w.whole_begin, w.first[i]);
-    }
-  }
-  for (int mask = kWarp / 2; p.a.window > 0 && mask > 0; mask /= 2) {
-    w.whole_begin = max(w.whole_begin, __shfl_xor_sync(kAllLanes, w.whole_begin, mask));
-  }
-  const int warp_last = min(w.warp_query + kAttentionUnit - 1, last_query);
-  w.warp_end = tree ? w.kv_end : w.span.context_len + warp_last / w.group + 1;
-  w.whole_end = w.span.context_len + (tree ? 0 : min(w.warp_query, last_query) / w.group + 1);
-  return w;
-}
-
-template <typename T>
-__device__ __forceinline__ void LoadQueries(const CudaAttentionParams& p, const Work& w, Bf16* to) {
-  const int dim = p.shape.head_dim;
-  for (int i = static_cast<int>(threadIdx.x); i < T::kQueries * T::kVectors; i += T::kThreads) {
-    const int local = i / T::kVectors;
-    const int vector = i % T::kVectors;
-    const int query = w.item.query_begin + local;
-    const bool valid = query < w.num_queries && vector * 8 < dim;
-    const Bf16* from = p.q;
-    if (valid) {
-      const int64_t row = w.span.row_begin + query / w.group;
-      const int head = w.kv_head * w.group + query % w.group;
-      from += (row * p.num_heads + head) * dim + vector * 8;
-    }
-    CopyAsync16(to + Swizzled<T::kDim>(local, local % 8, vector), from, valid);
-  }
-}
-
-// Lane i (or i + 16) gets the block that holds keys [16 i, 16 i + 16) of the chunk.
-__device__ __forceinline__ int GetPages(const CudaAttentionParams& p, const Work& w, int chunk) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  const int size = p.shape.block_size;
-  const int shift = size == 16 ? 4 : size == 32 ? 5 : 6;
-  const int key = chunk * kCudaAttentionChunk + lane % 16 * kPageKeys;
-  return key < w.kv_end ? p.block_tables[w.span.table_begin + (key >> shift)] : 0;
-}
-
 // The warp's share of a slot: consecutive keys, one block lookup per 16 of them.
 template <typename T>
 __device__ __forceinline__ void LoadSlot(const CudaAttentionParams& p, const Work& w,
@@ -189,8 +84,8 @@ class Loads {
   __device__ __forceinline__ Loads(const CudaAttentionParams& p, const Work& w, Bf16* ring,
                                    int first_tile, int last_tile)
       : ring_(ring), tile_(first_tile), last_tile_(last_tile) {
-    pages_ = GetPages(p, w, first_tile / kChunkTiles);
-    next_pages_ = GetPages(p, w, first_tile / kChunkTiles + 1);
+    pages_ = GetPages(p, w.span.table_begin, w.kv_end, first_tile / kChunkTiles);
+    next_pages_ = GetPages(p, w.span.table_begin, w.kv_end, first_tile / kChunkTiles + 1);
   }
 
   __device__ __forceinline__ void Start(const CudaAttentionParams& p, const Work& w) {
@@ -204,7 +99,7 @@ class Loads {
         part_ = 0;
         if (++tile_ % kChunkTiles == 0) {
           pages_ = next_pages_;
-          next_pages_ = GetPages(p, w, tile_ / kChunkTiles + 1);
+          next_pages_ = GetPages(p, w.span.table_begin, w.kv_end, tile_ / kChunkTiles + 1);
         }
       }
     }
@@ -237,13 +132,6 @@ class Loads {
   int part_ = 0, to_ = 0, from_ = 0;
 };
 
-// Fragment of 16 queries x columns [k, k + 16).
-template <typename T>
-__device__ __forceinline__ void LoadQueryStep(const Bf16* queries, int k, unsigned (&a)[4]) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-  LoadMatrices<false>(a, queries + Swizzled<T::kDim>(lane % 16, lane % 8, k / 8 + lane / 16));
-}
-
 // Scores with the keys of a slot, part kPart of the tile.
 template <typename T, int kPart>
 __device__ __forceinline__ void ScoreSlot(const Bf16* queries,
@@ -257,7 +145,7 @@ __device__ __forceinline__ void ScoreSlot(const Bf16* queries,
 #pragma unroll
       for (int i = 0; i < 4; ++i) a[i] = held[k / 16][i];
     } else {
-      LoadQueryStep<T>(queries, k, a);
+      LoadQueryStep<T::kDim>(queries, k, a);
     }
 #pragma unroll
     for (int n = 0; n < T::kSlotKeys; n += 16) {
@@ -272,180 +160,37 @@ __device__ __forceinline__ void ScoreSlot(const Bf16* queries,
   }
 }
 
-// Whether row `row` of the span sees KV index `key`; `first`: the window's first.
-__device__ __forceinline__ bool Sees(const CudaAttentionParams& p, const CudaAttentionSpan& span,
-                                     int row, int first, int key) {
-  const int other = key - span.context_len;
-  if (other < 0) return key >= first;
-  if (other >= span.num_rows) return false;
-  if (span.mask_begin < 0) return other <= row && key >= first;
-  const uint32_t word = p.masks[span.mask_begin + row * span.mask_words + other / 32];
-  return (word >> (other % 32) & 1u) != 0;
-}
-
-__device__ __forceinline__ float QuadMax(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kAllLanes, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-__device__ __forceinline__ float QuadSum(float x) {
-  x = __fadd_rn(x, __shfl_xor_sync(kAllLanes, x, 1));
-  return __fadd_rn(x, __shfl_xor_sync(kAllLanes, x, 2));
-}
-
-// Of a chunk so far: per row maximum of the scores (unscaled) and the thread's part of the sum of
-// weights; weighted values, c[2 i], c[2 i + 1] of row i.
-template <typename T>
-struct Sums {
-  float maximum[2];
-  float sum[2];
-  float values[T::kColumns][4];
-
-  __device__ __forceinline__ void Clear() {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      maximum[i] = kNone;
-      sum[i] = 0.0f;
-    }
-#pragma unroll
-    for (int j = 0; j < T::kColumns; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) values[j][c] = 0.0f;
-    }
-  }
-};
-
-// Scores of a tile into weights, in place.
-template <typename T>
-__device__ __forceinline__ void SoftmaxTile(const CudaAttentionParams& p, const Work& w, int tile,
-                                            float (&s)[kTileKeys / 8][4], Sums<T>& sums) {
-  const int first_key = tile * kTileKeys;
-  if (first_key < w.whole_begin || first_key + kTileKeys > w.whole_end) {
-    const int key = first_key + static_cast<int>(threadIdx.x) % 4 * 2;
-#pragma unroll
-    for (int j = 0; j < kTileKeys / 8; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        if (!Sees(p, w.span, w.row[c / 2], w.first[c / 2], key + j * 8 + c % 2)) s[j][c] = kNone;
-      }
-    }
-  }
-  const float scale = p.scale * kLog2E;
-  float rescale[2];
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    float maximum = sums.maximum[i];
-#pragma unroll
-    for (int j = 0; j < kTileKeys / 8; ++j) {
-      maximum = fmaxf(maximum, fmaxf(s[j][2 * i], s[j][2 * i + 1]));
-    }
-    maximum = QuadMax(maximum);
-    const float base = maximum == kNone ? 0.0f : __fmul_rn(maximum, scale);
-    rescale[i] = Exp2(__fsub_rn(__fmul_rn(sums.maximum[i], scale), base));  // 1 where it stays
-    sums.maximum[i] = maximum;
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kTileKeys / 8; ++j) {
-#pragma unroll
-      for (int c = 2 * i; c < 2 * i + 2; ++c) {
-        s[j][c] = Exp2(__fmaf_rn(s[j][c], scale, -base));
-        sum = __fadd_rn(sum, s[j][c]);
-      }
-    }
-    sums.sum[i] = __fmaf_rn(sums.sum[i], rescale[i], sum);
-  }
-  // Times one changes no bits, and is most often all there is to do.
-  if (!__any_sync(kAllLanes, rescale[0] != 1.0f || rescale[1] != 1.0f)) return;
-#pragma unroll
-  for (int j = 0; j < T::kColumns; ++j) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) sums.values[j][c] = __fmul_rn(sums.values[j][c], rescale[c / 2]);
-  }
-}
-
 // Adds the weights of a slot's keys, part kPart of the tile, times their values.
 template <typename T, int kPart>
-__device__ __forceinline__ void ValueSlot(const float (&s)[kTileKeys / 8][4], const Bf16* values,
-                                          Sums<T>& sums) {
+__device__ __forceinline__ void ValueSlot(const float (&s)[kTileKeys / 8][4], const Bf16* slot,
+                                          float (&values)[T::kColumns][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
 #pragma unroll
   for (int n = 0; n < T::kSlotKeys; n += 16) {
     constexpr int kFirst = kPart * T::kSlotKeys / 8;
-    const float(&low)[4] = s[kFirst + n / 8];
-    const float(&high)[4] = s[kFirst + n / 8 + 1];
-    const unsigned a[4] = {PackBf16(low[0], low[1]), PackBf16(low[2], low[3]),
-                           PackBf16(high[0], high[1]), PackBf16(high[2], high[3])};
+    unsigned a[4];
+    PackWeights(s[kFirst + n / 8], s[kFirst + n / 8 + 1], a);
 #pragma unroll
     for (int j = 0; j < T::kColumns; j += 2) {
       unsigned b[4];
       LoadMatrices<true>(
-          b, values + Swizzled<T::kDim>(n + lane / 8 % 2 * 8 + lane % 8, lane % 8, j + lane / 16));
+          b, slot + Swizzled<T::kDim>(n + lane / 8 % 2 * 8 + lane % 8, lane % 8, j + lane / 16));
       const unsigned left[2] = {b[0], b[1]}, right[2] = {b[2], b[3]};
-      MmaBf16(sums.values[j], a, left);
-      MmaBf16(sums.values[j + 1], a, right);
+      MmaBf16(values[j], a, left);
+      MmaBf16(values[j + 1], a, right);
     }
   }
 }
-
-// The chunks folded so far; with kFoldShared the values lie in shared memory, a thread's own.
-template <typename T>
-struct Folded {
-  float maximum[2];
-  float sum[2];
-  float held[T::kFoldShared ? 1 : T::kColumns][4];
-  float* shared;
-
-  __device__ __forceinline__ float& Value(int j, int c) {
-    if constexpr (T::kFoldShared) {
-      return shared[(j * 4 + c) * T::kThreads + static_cast<int>(threadIdx.x)];
-    } else {
-      return held[j][c];
-    }
-  }
-  __device__ __forceinline__ void Clear() {
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      maximum[i] = kNone;
-      sum[i] = 0.0f;
-    }
-#pragma unroll
-    for (int j = 0; j < T::kColumns; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) Value(j, c) = 0.0f;
-    }
-  }
-  __device__ __forceinline__ void Add(const float (&chunk_maximum)[2], const float (&chunk_sum)[2],
-                                      const Sums<T>& chunk) {
-    float old_scale[2], new_scale[2];
-#pragma unroll
-    for (int i = 0; i < 2; ++i) {
-      maximum[i] = FoldScales(maximum[i], chunk_maximum[i], &old_scale[i], &new_scale[i]);
-      sum[i] = Fold(sum[i], old_scale[i], chunk_sum[i], new_scale[i]);
-    }
-#pragma unroll
-    for (int j = 0; j < T::kColumns; ++j) {
-#pragma unroll
-      for (int c = 0; c < 4; ++c) {
-        Value(j, c) = Fold(Value(j, c), old_scale[c / 2], chunk.values[j][c], new_scale[c / 2]);
-      }
-    }
-  }
-};
 
 // Of a query in a unit of partials: its place among [units, kv_heads, kAttentionUnit].
 __device__ __forceinline__ int64_t PartialIndex(const CudaAttentionParams& p, int64_t unit,
                                                 int kv_head, int local) {
   return (unit * p.shape.kv_heads + kv_head) * kAttentionUnit + local;
 }
-__device__ __forceinline__ Bf16* OutOf(const CudaAttentionParams& p, const CudaAttentionSpan& span,
-                                       int kv_head, int group, int query) {
-  const int64_t row = span.row_begin + query / group;
-  return p.out + (row * p.num_heads + kv_head * group + query % group) * p.shape.head_dim;
-}
-
 template <typename T>
 __device__ __forceinline__ void StorePartial(const CudaAttentionParams& p, const Work& w,
-                                             const float (&maximum)[2], const float (&sum)[2],
-                                             const Sums<T>& sums) {
+                                             const RowStats& stats,
+                                             const float (&values)[T::kColumns][4]) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int unit = w.item.partial + static_cast<int>(threadIdx.x) / kWarp;
 #pragma unroll
@@ -454,35 +199,15 @@ __device__ __forceinline__ void StorePartial(const CudaAttentionParams& p, const
     if (w.warp_query + local >= w.num_queries) continue;
     const int64_t at = PartialIndex(p, unit, w.kv_head, local);
     if (lane % 4 == 0) {
-      *reinterpret_cast<float2*>(p.partial_stats + at * 2) = make_float2(maximum[i], sum[i]);
+      *reinterpret_cast<float2*>(p.partial_stats + at * 2) =
+          make_float2(stats.maximum[i], stats.sum[i]);
     }
 #pragma unroll
     for (int j = 0; j < T::kColumns; ++j) {
       const int column = j * 8 + lane % 4 * 2;
       if (column >= p.shape.head_dim) continue;
       *reinterpret_cast<float2*>(p.partials + at * p.shape.head_dim + column) =
-          make_float2(sums.values[j][2 * i], sums.values[j][2 * i + 1]);
-    }
-  }
-}
-
-template <typename T>
-__device__ __forceinline__ void StoreOut(const CudaAttentionParams& p, const Work& w,
-                                         Folded<T>& folded) {
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
-#pragma unroll
-  for (int i = 0; i < 2; ++i) {
-    const int query = w.warp_query + lane / 4 + 8 * i;
-    if (query >= w.num_queries) continue;
-    Bf16* out = OutOf(p, w.span, w.kv_head, w.group, query);
-    const float inverse = Inverse(folded.sum[i]);
-#pragma unroll
-    for (int j = 0; j < T::kColumns; ++j) {
-      const int column = j * 8 + lane % 4 * 2;
-      if (column >= p.shape.head_dim) continue;
-      *reinterpret_cast<unsigned*>(out + column) =
-          PackBf16(__fmul_rn(folded.Value(j, 2 * i), inverse),
-                   __fmul_rn(folded.Value(j, 2 * i + 1), inverse));
+          make_float2(values[j][2 * i], values[j][2 * i + 1]);
     }
   }
 }
@@ -490,23 +215,29 @@ __device__ __forceinline__ void StoreOut(const CudaAttentionParams& p, const Wor
 template <typename T>
 __global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) AttentionKernel(KernelParams params) {
   PACELINE_DYNAMIC_SHARED(shared);
+  LetNextStart();
+  WaitForPrevious();
   const CudaAttentionParams& p = params.a;
-  const Work w = GetWork<T>(params);
+  const int warp = static_cast<int>(threadIdx.x) / kWarp;
+  const CudaAttentionItem item = params.items[blockIdx.x];
+  const Work w =
+      GetWork(p, item, p.spans[item.span], static_cast<int>(blockIdx.y), T::kQueries, warp);
   Bf16* const all_queries = reinterpret_cast<Bf16*>(shared);
   const int first_tile = w.item.chunk_begin * kChunkTiles;
   const int last_tile = min(w.item.chunk_end * kChunkTiles, CeilDiv(w.kv_end, kTileKeys));
   Loads<T> loads(p, w, reinterpret_cast<Bf16*>(shared + T::kQueryBytes), first_tile, last_tile);
-  LoadQueries<T>(p, w, all_queries);  // in the first group
+  // In the first group.
+  for (int i = static_cast<int>(threadIdx.x); i < T::kQueries * T::kVectors; i += T::kThreads) {
+    LoadQueryVector<T::kDim>(p, w.span, w.item.query_begin, w.kv_head, i, all_queries);
+  }
 #pragma unroll
   for (int n = 0; n < T::kSlots - T::kAtOnce; ++n) loads.Start(p, w);
 
-  const Bf16* const queries =
-      all_queries + static_cast<int>(threadIdx.x) / kWarp * kAttentionUnit * T::kDim;
-  const float scale = p.scale * kLog2E;
+  const Bf16* const queries = all_queries + warp * kAttentionUnit * T::kDim;
   unsigned held[T::kQuerySteps][4] = {};
-  Sums<T> sums;
-  sums.Clear();
-  Folded<T> folded;
+  RowStats chunk, total;
+  float values[T::kColumns][4] = {};
+  FoldedValues<T::kColumns, T::kFoldShared ? 0 : T::kColumns, T::kThreads> folded;
   folded.shared = reinterpret_cast<float*>(shared + T::kQueryBytes + T::kRingBytes);
   folded.Clear();
   for (int tile = first_tile; tile < last_tile; ++tile) {
@@ -516,7 +247,7 @@ __global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) AttentionKernel(Ke
     if constexpr (T::kHoldQueries) {
       if (tile == first_tile) {
 #pragma unroll
-        for (int k = 0; k < T::kDim; k += 16) LoadQueryStep<T>(queries, k, held[k / 16]);
+        for (int k = 0; k < T::kDim; k += 16) LoadQueryStep<T::kDim>(queries, k, held[k / 16]);
       }
     }
     if (seen) ScoreSlot<T, 0>(queries, held, slot, s);
@@ -524,24 +255,29 @@ __global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) AttentionKernel(Ke
       slot = loads.template Next<true>(p, w);
       if (seen) ScoreSlot<T, 1>(queries, held, slot, s);
     }
-    if (seen) SoftmaxTile<T>(p, w, tile, s, sums);
+    if (seen) {
+      float rescale[2];
+      if (SeenInPart(tile, w.whole_begin, w.whole_end)) HideUnseen(p, w, tile, s);
+      Weigh(p, s, chunk, rescale);
+      Rescale(rescale, values);
+    }
     slot = loads.template Next<T::kAtOnce == 1>(p, w);
-    if (seen) ValueSlot<T, 0>(s, slot, sums);
+    if (seen) ValueSlot<T, 0>(s, slot, values);
     if constexpr (T::kParts == 2) {
       slot = loads.template Next<true>(p, w);
-      if (seen) ValueSlot<T, 1>(s, slot, sums);
+      if (seen) ValueSlot<T, 1>(s, slot, values);
     }
     if ((tile + 1) % kChunkTiles != 0 && tile + 1 < last_tile) continue;
-    const float maximum[2] = {__fmul_rn(sums.maximum[0], scale), __fmul_rn(sums.maximum[1], scale)};
-    const float sum[2] = {QuadSum(sums.sum[0]), QuadSum(sums.sum[1])};
+    const RowStats closed = CloseChunk(p, chunk);
     if (w.item.partial >= 0) {  // a block with partials has one chunk
-      StorePartial<T>(p, w, maximum, sum, sums);
+      StorePartial<T>(p, w, closed, values);
       return;
     }
-    folded.Add(maximum, sum, sums);
-    sums.Clear();
+    folded.Add(FoldStats(closed, total), values);
+    chunk = {};
+    ClearValues(values);
   }
-  StoreOut<T>(p, w, folded);
+  StoreOut<T::kColumns>(p, w, total, folded);
 }
 
 // --- Folding of partials: a warp per query ---
@@ -551,6 +287,8 @@ constexpr int kFoldAhead = 8;  // chunks whose loads are in flight together
 
 template <int kDim>
 __global__ void __launch_bounds__(kFoldThreads) FoldKernel(CudaAttentionParams p) {
+  LetNextStart();
+  WaitForPrevious();
   constexpr int kColumns = kDim / kWarp;  // of a lane: side by side, 2, 4 or 8
   const int column = static_cast<int>(threadIdx.x) % kWarp * kColumns;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
@@ -606,24 +344,28 @@ cudaError_t LaunchItems(const CudaAttentionParams& p, const CudaAttentionItem* i
                         cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   static const cudaError_t allowed = AllowShared(AttentionKernel<T>, T::kSharedBytes);
+  static const LaunchOrder order = OverlapIfAble(AttentionKernel<T>);
   if (allowed != cudaSuccess) return allowed;
   const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(p.shape.kv_heads));
   return Launch(AttentionKernel<T>, grid, T::kThreads, T::kSharedBytes, KernelParams{p, items},
-                stream);
+                stream, order);
 }
 
 template <typename Small, typename Medium, typename Large>
 cudaError_t LaunchAll(const CudaAttentionParams& p, cudaStream_t stream) {
   static_assert(Small::kQueries == kAttentionUnit && Medium::kQueries == kMediumItemQueries);
   static_assert(Large::kQueries == LargeItemQueries(Large::kDim));
-  cudaError_t error = LaunchItems<Large>(p, p.large_items, p.num_large_items, stream);
+  cudaError_t error = HasWarpgroupAttention(p)
+                          ? WarpgroupAttention(p, stream)
+                          : LaunchItems<Large>(p, p.large_items, p.num_large_items, stream);
   if (error != cudaSuccess) return error;
   error = LaunchItems<Medium>(p, p.medium_items, p.num_medium_items, stream);
   if (error != cudaSuccess) return error;
   error = LaunchItems<Small>(p, p.small_items, p.num_small_items, stream);
   if (error != cudaSuccess) return error;
+  static const LaunchOrder order = OverlapIfAble(FoldKernel<Large::kDim>);
   const dim3 grid(static_cast<unsigned>(p.num_splits), static_cast<unsigned>(p.shape.kv_heads));
-  return Launch(FoldKernel<Large::kDim>, grid, kFoldThreads, 0, p, stream);
+  return Launch(FoldKernel<Large::kDim>, grid, kFoldThreads, 0, p, stream, order);
 }
 
 bool Valid(const CudaAttentionParams& p) {

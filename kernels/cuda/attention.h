@@ -81,6 +81,7 @@ struct CudaAttentionParams {
   int32_t num_heads = 0;           // a multiple of shape.kv_heads
   float scale = 0;                 // of q k^T, > 0
   int32_t window = 0;              // > 0: a row sees the last `window` keys of its sequence
+  bool portable = false;           // large items too by the code for any GPU; changes no bits
 };
 cudaError_t CudaAttention(const CudaAttentionParams& params, cudaStream_t stream);
 

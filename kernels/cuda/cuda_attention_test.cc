@@ -75,7 +75,7 @@ class Batch {
   }
 
   // Bits of `out`, with at most max_units partial units.
-  std::vector<Bf16> Run(int32_t max_units, int32_t* splits = nullptr) const {
+  std::vector<Bf16> Run(int32_t max_units, int32_t* splits = nullptr, bool portable = false) const {
     AttentionPlan plan;
     PlanAttention(inputs,
                   {shape_.num_heads, shape_.kv_heads, shape_.head_dim, shape_.window, max_units},
@@ -114,6 +114,7 @@ class Batch {
     p.num_heads = shape_.num_heads;
     p.scale = 1.0f / std::sqrt(static_cast<float>(shape_.head_dim));
     p.window = shape_.window;
+    p.portable = portable;
     EXPECT_LE(plan.num_units, max_units);
     Must(CudaAttention(p, nullptr));
     auto bits = out.Get();
@@ -213,6 +214,9 @@ TEST(CudaAttention, MatchesDouble) {
     // The same bits without split, and with a workspace that ends in between.
     EXPECT_TRUE(SameBits(out.data(), batch.Run(0).data(), static_cast<int64_t>(out.size())));
     EXPECT_TRUE(SameBits(out.data(), batch.Run(7).data(), static_cast<int64_t>(out.size())));
+    // And by the code for any GPU.
+    EXPECT_TRUE(
+        SameBits(out.data(), batch.Run(0, nullptr, true).data(), static_cast<int64_t>(out.size())));
   }
 }
 
@@ -231,7 +235,8 @@ TEST(CudaAttention, Windows) {
     const Batch batch(shape, spans, random);
     const auto out = batch.Run(1 << 20);
     batch.ExpectDouble(out);
-    EXPECT_TRUE(SameBits(out.data(), batch.Run(0).data(), static_cast<int64_t>(out.size())));
+    EXPECT_TRUE(
+        SameBits(out.data(), batch.Run(0, nullptr, true).data(), static_cast<int64_t>(out.size())));
   }
 }
 
@@ -289,6 +294,8 @@ TEST(CudaAttention, LongContexts) {
   const auto out = batch.Run(1 << 20);
   batch.ExpectDouble(out);
   EXPECT_TRUE(SameBits(out.data(), batch.Run(0).data(), static_cast<int64_t>(out.size())));
+  EXPECT_TRUE(
+      SameBits(out.data(), batch.Run(0, nullptr, true).data(), static_cast<int64_t>(out.size())));
 }
 
 TEST(CudaAttention, RefusesBadShapes) {

@@ -17,7 +17,7 @@ inline constexpr unsigned kAllLanes = 0xffffffffu;
 #define PACELINE_DYNAMIC_SHARED(name) \
   unsigned char* const name = ::paceline::emulation::DynamicShared()
 #else
-#define PACELINE_DYNAMIC_SHARED(name) extern __shared__ __align__(128) unsigned char name[]
+#define PACELINE_DYNAMIC_SHARED(name) extern __shared__ __align__(1024) unsigned char name[]
 #endif
 
 // A kernel that calls WaitForPrevious before it touches anything that kernels write may be launched

@@ -115,8 +115,8 @@ template <int kGroupsLeft>
 __device__ inline void WaitProducts() {
   emulation::WaitProducts(kGroupsLeft);
 }
-template <int kTiles>
-__device__ inline void Settle(float (&)[kTiles][4]) {}
+template <typename T, int kTiles>
+__device__ inline void Settle(T (&)[kTiles][4]) {}
 template <int kRegisters>
 __device__ inline void GrowRegisters() {}
 template <int kRegisters>
@@ -275,13 +275,22 @@ template <int kGroupsLeft>
 __device__ __forceinline__ void WaitProducts() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kGroupsLeft) : "memory");
 }
-// Keeps the compiler from moving reads of d above the wait.
+// Keeps the compiler from moving reads of d above the wait, and what makes d or a below
+// BeginProducts.
 template <int kTiles>
 __device__ __forceinline__ void Settle(float (&d)[kTiles][4]) {
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) asm volatile("" : "+f"(d[j][c])::"memory");
+  }
+}
+template <int kSteps>
+__device__ __forceinline__ void Settle(unsigned (&a)[kSteps][4]) {
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k][i])::"memory");
   }
 }
 // A warpgroup takes registers that another gave back; multiples of 8. All its warps, in one branch

@@ -88,22 +88,33 @@ def linear(name, m, n, k):
     print(f"| {name:<8} M={m:<5} | {t:8.1f} | {2 * n * k / t * 1e-3:6.0f} | {2 * m * n * k / t * 1e-6:6.1f} |", flush=True)
 
 
-def main():
-    if not torch.cuda.is_available():
-        sys.exit("skipped: no GPU")
+def attention_peers():
     print("attention on contiguous KV: cuDNN us, GB/s, FlashAttention-2 us, GB/s\n|---|---|---|---|---|")
     for shape in ((64, 2048, 1), (64, 8192, 1), (16, 8192, 1), (1, 8192, 1), (1, 1024, 1), (32, 4096, 1), (32, 4096, 4),
                   (32, 4096, 8)):
         decode(*shape)
     print("\nprefill, causal: cuDNN us, TFLOP/s, FlashAttention-2, unfused\n|---|---|---|---|---|---|---|")
-    for shape in ((16, 1024), (4, 4096), (1, 16384)):
-        prefill(*shape)
+    for batch in (16, 8, 4, 2, 1):
+        prefill(batch, 16384 // batch)
+
+
+def linear_peers():
     print("\ncuBLAS: us, GB/s of weights, TFLOP/s\n|---|---|---|---|")
     for name, n, k in (("qkv", 6144, 4096), ("o", 4096, 4096), ("gate_up", 28672, 4096), ("down", 4096, 14336),
                        ("lm_head", 128256, 4096)):
         for m in (1, 4, 16, 64):
             linear(name, m, n, k)
     linear("gate_up", 2048, 28672, 4096)
+
+
+def main():
+    if not torch.cuda.is_available():
+        sys.exit("skipped: no GPU")
+    only = sys.argv[1] if len(sys.argv) > 1 else ""
+    if only in ("", "attention"):
+        attention_peers()
+    if only in ("", "linear"):
+        linear_peers()
 
 
 main()

@@ -220,6 +220,42 @@ void BenchLinear(double ceiling, const char* name, int32_t m, int32_t n, int32_t
               2.0 * m * static_cast<double>(elements) / us * 1e-6);
 }
 
+void BenchAttention(double ceiling) {
+  std::printf("\nattention over paged KV, 32/8 heads of 128, blocks of 16\n");
+  std::printf("| sequences x context   |       us |    GB/s |     %% |\n|---|---|---|---|\n");
+  BenchDecode(ceiling, 64, 2048, 1);
+  BenchDecode(ceiling, 64, 8192, 1);
+  BenchDecode(ceiling, 16, 8192, 1);
+  BenchDecode(ceiling, 1, 8192, 1);
+  BenchDecode(ceiling, 1, 1024, 1);
+  BenchDecode(ceiling, 32, 4096, 1);
+  BenchDecode(ceiling, 32, 4096, 4);
+  BenchDecode(ceiling, 32, 4096, 8);
+  std::printf("\nprefill attention, causal, the same heads\n");
+  std::printf("| sequences x rows |  us | TFLOP/s |\n|---|---|---|\n");
+  for (int32_t batch : {16, 8, 4, 2, 1}) BenchPrefill(batch, 16384 / batch);
+}
+
+void BenchLinears(double ceiling) {
+  std::printf("\nlinear, bf16 weights of Llama-3-8B\n");
+  std::printf(
+      "| matrix, rows         |  us | GB/s of weights | %% | TFLOP/s |\n|---|---|---|---|---|\n");
+  struct Matrix {
+    const char* name;
+    int32_t n, k;
+  };
+  for (const Matrix& m :
+       {Matrix{"qkv", 6144, 4096}, Matrix{"o", 4096, 4096}, Matrix{"gate_up", 28672, 4096},
+        Matrix{"down", 4096, 14336}, Matrix{"lm_head", 128256, 4096}}) {
+    for (int32_t rows : {1, 4, 8, 16, 32, 64, 128}) {
+      BenchLinear(ceiling, m.name, rows, m.n, m.k);
+    }
+  }
+  BenchLinear(ceiling, "o", 512, 4096, 4096);
+  BenchLinear(ceiling, "gate_up", 2048, 28672, 4096);
+  BenchLinear(ceiling, "down", 2048, 4096, 14336);
+}
+
 void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow row) {
   const int32_t vocab = 128256;
   std::mt19937_64 rng(3);
@@ -278,7 +314,7 @@ void BenchSamplers(double ceiling) {
   BenchSampler(ceiling, "greedy", 1, row);
 }
 
-// only: "sampler", or "" for everything.
+// only: "attention", "linear", "sampler", or "" for everything.
 void Main(std::string_view only) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
@@ -290,45 +326,9 @@ void Main(std::string_view only) {
   const double ceiling = CopyCeiling();
   std::printf("%s, copy ceiling %.0f GB/s (read and written)\n", properties.name, ceiling);
 
-  if (only == "sampler") {
-    BenchSamplers(ceiling);
-    return;
-  }
-  std::printf("\nattention over paged KV, 32/8 heads of 128, blocks of 16\n");
-  std::printf("| sequences x context   |       us |    GB/s |     %% |\n|---|---|---|---|\n");
-  BenchDecode(ceiling, 64, 2048, 1);
-  BenchDecode(ceiling, 64, 8192, 1);
-  BenchDecode(ceiling, 16, 8192, 1);
-  BenchDecode(ceiling, 1, 8192, 1);
-  BenchDecode(ceiling, 1, 1024, 1);
-  BenchDecode(ceiling, 32, 4096, 1);
-  BenchDecode(ceiling, 32, 4096, 4);
-  BenchDecode(ceiling, 32, 4096, 8);
-  std::printf("\nprefill attention, causal, the same heads\n");
-  std::printf("| sequences x rows |  us | TFLOP/s |\n|---|---|---|\n");
-  BenchPrefill(16, 1024);
-  BenchPrefill(4, 4096);
-  BenchPrefill(1, 16384);
-
-  std::printf("\nlinear, bf16 weights of Llama-3-8B\n");
-  std::printf(
-      "| matrix, rows         |  us | GB/s of weights | %% | TFLOP/s |\n|---|---|---|---|---|\n");
-  struct Matrix {
-    const char* name;
-    int32_t n, k;
-  };
-  for (const Matrix& m :
-       {Matrix{"qkv", 6144, 4096}, Matrix{"o", 4096, 4096}, Matrix{"gate_up", 28672, 4096},
-        Matrix{"down", 4096, 14336}, Matrix{"lm_head", 128256, 4096}}) {
-    for (int32_t rows : {1, 4, 8, 16, 32, 64, 128}) {
-      BenchLinear(ceiling, m.name, rows, m.n, m.k);
-    }
-  }
-  BenchLinear(ceiling, "o", 512, 4096, 4096);
-  BenchLinear(ceiling, "gate_up", 2048, 28672, 4096);
-  BenchLinear(ceiling, "down", 2048, 4096, 14336);
-
-  BenchSamplers(ceiling);
+  if (only.empty() || only == "attention") BenchAttention(ceiling);
+  if (only.empty() || only == "linear") BenchLinears(ceiling);
+  if (only.empty() || only == "sampler") BenchSamplers(ceiling);
 }
 
 }  // namespace
