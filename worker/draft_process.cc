@@ -32,7 +32,7 @@ void FillDraftStatus(const DraftEngine& engine, worker::v1::WatchStatusResponse*
 
 absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   const TimePoint start = SteadyClock::Get().Now();
-  WorkerState state("draft", f.model_name);
+  ProcessState state("draft", f.model_name);
   auto metrics = std::make_shared<DraftMetrics>(f.model_name);
   StatusFeed feed(&state);
   DraftServiceImpl drafts(&state, metrics.get());

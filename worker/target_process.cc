@@ -37,7 +37,7 @@ void FillTargetStatus(const Engine& engine, const WorkerMetrics& metrics,
 
 absl::Status RunTarget(const WorkerFlags& f, ProcessEnd* end) {
   const TimePoint start = SteadyClock::Get().Now();
-  WorkerState state("target", f.model_name);
+  ProcessState state("target", f.model_name);
   auto metrics = std::make_shared<WorkerMetrics>(f.model_name);
   StatusFeed feed(&state);
   WorkerServiceOptions service_options;

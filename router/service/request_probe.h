@@ -36,6 +36,9 @@ enum class OverheadStage : uint8_t {
   kTokenize,  // text to ids
   kRoute,     // handed to the loop until it was submitted to a worker
   kForward,   // a worker's frame read until the write of one of its deltas began
+  // Of a request that did not wait for a worker: receipt until it was submitted, and its first
+  // tokens' frame read until their write began, summed.
+  kRequest,
 };
 
 class RequestProbe {

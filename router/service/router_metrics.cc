@@ -125,8 +125,9 @@ RouterMetrics::RouterMetrics(const std::vector<std::string>& models, const std::
                                       "Prefix hit predicted at placement", TokenBuckets());
   listed_ = set_.NewGauge(Named("discovery_last_success_timestamp_seconds"),
                           "Unix time of the last listing of workers", {{"source", discovery}});
-  overhead_ = set_.NewHistograms(Named("overhead_seconds"), "The router's own time", StepBuckets(),
-                                 "stage", {"parse", "tokenize", "route", "forward"});
+  overhead_ =
+      set_.NewHistograms(Named("overhead_seconds"), "The router's own time", OverheadBuckets(),
+                         "stage", {"parse", "tokenize", "route", "forward", "request"});
   models_.insert(kOther);
   for (const std::string& model : models) models_.insert(model);
   for (const std::string& model : models_) {
