@@ -43,9 +43,11 @@ absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   ASSIGN_OR_RETURN(auto metrics_server, MetricsServer::Start(f.metrics_listen, metrics,
                                                              [&state] { return state.serving(); }));
 
-  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner, LoadRunner(f));
+  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
+                   LoadRunner(f, [&](StartupPhase phase, Duration took) {
+                     metrics->process().SetStartup(phase, took);
+                   }));
   ASSIGN_OR_RETURN(const std::string tokenizer, TokenizerFingerprint(f.model));
-  metrics->process().SetStartup(StartupPhase::kLoad, SteadyClock::Get().Now() - start);
   state.SetLoaded(runner->info(), tokenizer);
 
   DraftEngineOptions options;

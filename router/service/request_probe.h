@@ -36,9 +36,6 @@ enum class OverheadStage : uint8_t {
   kTokenize,  // text to ids
   kRoute,     // handed to the loop until it was submitted to a worker
   kForward,   // a worker's frame read until the write of one of its deltas began
-  // Of a request that did not wait for a worker: receipt until it was submitted, and its first
-  // tokens' frame read until their write began, summed.
-  kRequest,
 };
 
 class RequestProbe {
@@ -49,6 +46,9 @@ class RequestProbe {
   // Later tokens of one sample that came together, so long after the ones before.
   virtual void NextTokens(const std::string& model, Duration since_last, int32_t tokens) {}
   virtual void Overhead(OverheadStage stage, Duration spent) {}
+  // All of the router's own time until the first tokens of a request that did not wait for a
+  // worker: receipt until it was submitted, and their frame read until their write began.
+  virtual void RequestOverhead(Duration spent) {}
 };
 
 }  // namespace paceline

@@ -247,7 +247,7 @@ void RouterLoop::Deliver(DeliverAction action) {
   const Duration way_out = clock_.Now() - frame_read_;
   requests_->Overhead(OverheadStage::kForward, way_out);
   if (!call.way_in) return;
-  requests_->Overhead(OverheadStage::kRequest, *call.way_in + way_out);
+  requests_->RequestOverhead(*call.way_in + way_out);
   call.way_in.reset();
 }
 

@@ -45,7 +45,7 @@ class WorkerPort {
 class RouterLoop {
  public:
   // The probes may be null and outlive the loop; they are called in a turn. Of
-  // `requests` the loop tells OverheadStage::kRoute, kForward and kRequest.
+  // `requests` the loop tells OverheadStage::kRoute and kForward, and RequestOverhead.
   RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock,
              RequestProbe* requests = nullptr);
   ~RouterLoop();  // Stop

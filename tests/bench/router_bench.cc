@@ -277,15 +277,18 @@ double Percentile(std::vector<double> values, double p) {
   return values[static_cast<size_t>(p * static_cast<double>(values.size() - 1))];
 }
 
-// Cumulative counts by upper bound (s) of one stage of paceline_router_overhead_seconds.
+// Cumulative counts by upper bound (s) of the stages of paceline_router_overhead_seconds, and of
+// paceline_router_request_overhead_seconds as "request".
 using Buckets = std::map<double, double>;
 
 std::map<std::string, Buckets> ReadStages(const std::string& page) {
   std::map<std::string, Buckets> stages;
-  const std::string name = "paceline_router_overhead_seconds_bucket{";
+  const std::string stage = "paceline_router_overhead_seconds_bucket{";
+  const std::string request = "paceline_router_request_overhead_seconds_bucket{";
   for (const auto& line : absl::StrSplit(page, '\n')) {
     const std::string text(line);
-    if (text.rfind(name, 0) != 0) continue;
+    const bool whole = text.rfind(request, 0) == 0;
+    if (!whole && text.rfind(stage, 0) != 0) continue;
     const auto value_of = [&](const std::string& label) {
       const size_t at = text.find(label + "=\"") + label.size() + 2;
       return text.substr(at, text.find('"', at) - at);
@@ -293,7 +296,7 @@ std::map<std::string, Buckets> ReadStages(const std::string& page) {
     double bound = 1e9, count = 0;
     if (value_of("le") != "+Inf") CHECK(absl::SimpleAtod(value_of("le"), &bound));
     CHECK(absl::SimpleAtod(text.substr(text.rfind(' ') + 1), &count));
-    stages[value_of("stage")][bound] = count;
+    stages[whole ? "request" : value_of("stage")][bound] = count;
   }
   return stages;
 }
