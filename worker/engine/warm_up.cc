@@ -10,7 +10,7 @@
 namespace paceline {
 namespace {
 
-constexpr int32_t kPromptTokens = 32, kOutputTokens = 4;
+constexpr int32_t kPromptTokens = 200, kOutputTokens = 4;
 
 // An engine owns its runner; this one only borrows it.
 class BorrowedRunner final : public Runner {
