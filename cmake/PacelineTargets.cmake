@@ -31,6 +31,8 @@ function(paceline_binary name)
     set_target_properties(${name} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin
       INSTALL_RPATH "$ORIGIN/../lib")
+    # The older kind of rpath, which also holds for the libraries that libraries need.
+    target_link_options(${name} PRIVATE -Wl,--disable-new-dtags)
     install(TARGETS ${name} RUNTIME_DEPENDENCY_SET paceline_runtime RUNTIME DESTINATION bin COMPONENT runtime)
   endif()
 endfunction()

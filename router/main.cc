@@ -33,6 +33,8 @@ void AddFlags(RouterFlags* f, Flags* flags) {
   flags->Add("max-outbox-tokens", &f->max_outbox_tokens,
              "tokens that a client may leave unread at most");
   flags->Add("text-threads", &f->text_threads, "threads that tokenize long prompts");
+  flags->Add("callback-threads", &f->callback_threads,
+             "threads that read and write all streams; more cost a switch of threads per token");
   flags->Add("max-text-queue", &f->max_text_queue, "long prompts that wait for them at most");
   flags->Add("debug-errors", &f->debug_errors, "internal causes in errors to clients");
   flags->Add("drain-timeout", &f->drain_timeout, "seconds that SIGTERM waits for requests");

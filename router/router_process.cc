@@ -12,6 +12,7 @@
 #include "common/flags.h"
 #include "common/log.h"
 #include "common/model_name.h"
+#include "common/rpc/callback_threads.h"
 #include "common/rpc/metrics_server.h"
 #include "common/rpc/rpc_server.h"
 #include "common/status_macros.h"
@@ -169,7 +170,8 @@ absl::Status CheckFlags(const RouterFlags& f) {
   for (const auto& [name, value] : {std::pair{"max-in-flight", f.max_in_flight},
                                     {"max-attempts", f.max_attempts},
                                     {"max-outbox-tokens", f.max_outbox_tokens},
-                                    {"text-threads", f.text_threads}}) {
+                                    {"text-threads", f.text_threads},
+                                    {"callback-threads", f.callback_threads}}) {
     if (value < 1) {
       return absl::InvalidArgumentError(
           absl::StrCat("--", name, " is ", value, "; it must be at least 1"));
@@ -191,6 +193,7 @@ absl::Status CheckFlags(const RouterFlags& f) {
 }
 
 absl::Status RunRouter(const RouterFlags& f, ProcessEnd* end) {
+  KeepCallbackThreads(f.callback_threads);
   ASSIGN_OR_RETURN(const auto directories, ParseModels(f.model));
   ASSIGN_OR_RETURN(const ModelCatalog catalog, ModelCatalog::Load(directories));
   ASSIGN_OR_RETURN(const SipKey key, ResumeKey(f.resume_key_file));

@@ -32,7 +32,7 @@ void FillDraftStatus(const DraftEngine& engine, worker::v1::WatchStatusResponse*
 
 absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   const TimePoint start = SteadyClock::Get().Now();
-  WorkerState state("draft", f.model_name);
+  ProcessState state("draft", f.model_name);
   auto metrics = std::make_shared<DraftMetrics>(f.model_name);
   StatusFeed feed(&state);
   DraftServiceImpl drafts(&state, metrics.get());
@@ -43,9 +43,11 @@ absl::Status RunDraft(const WorkerFlags& f, ProcessEnd* end) {
   ASSIGN_OR_RETURN(auto metrics_server, MetricsServer::Start(f.metrics_listen, metrics,
                                                              [&state] { return state.serving(); }));
 
-  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner, LoadRunner(f));
+  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
+                   LoadRunner(f, [&](StartupPhase phase, Duration took) {
+                     metrics->process().SetStartup(phase, took);
+                   }));
   ASSIGN_OR_RETURN(const std::string tokenizer, TokenizerFingerprint(f.model));
-  metrics->process().SetStartup(StartupPhase::kLoad, SteadyClock::Get().Now() - start);
   state.SetLoaded(runner->info(), tokenizer);
 
   DraftEngineOptions options;

@@ -37,7 +37,7 @@ void FillTargetStatus(const Engine& engine, const WorkerMetrics& metrics,
 
 absl::Status RunTarget(const WorkerFlags& f, ProcessEnd* end) {
   const TimePoint start = SteadyClock::Get().Now();
-  WorkerState state("target", f.model_name);
+  ProcessState state("target", f.model_name);
   auto metrics = std::make_shared<WorkerMetrics>(f.model_name);
   StatusFeed feed(&state);
   WorkerServiceOptions service_options;
@@ -50,10 +50,12 @@ absl::Status RunTarget(const WorkerFlags& f, ProcessEnd* end) {
   ASSIGN_OR_RETURN(auto metrics_server, MetricsServer::Start(f.metrics_listen, metrics,
                                                              [&state] { return state.serving(); }));
 
-  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner, LoadRunner(f));
+  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner,
+                   LoadRunner(f, [&](StartupPhase phase, Duration took) {
+                     metrics->process().SetStartup(phase, took);
+                   }));
   ASSIGN_OR_RETURN(const std::string tokenizer, TokenizerFingerprint(f.model));
   const RunnerInfo info = runner->info();
-  metrics->process().SetStartup(StartupPhase::kLoad, SteadyClock::Get().Now() - start);
   metrics->SetPool(info, "bf16");
   state.SetLoaded(info, tokenizer);
 

@@ -7,6 +7,7 @@
 #include "common/flags.h"
 #include "common/log.h"
 #include "common/status_macros.h"
+#include "worker/engine/warm_up.h"
 #include "worker/runner/cpu_runner.h"
 #ifdef PACELINE_CUDA
 #include "absl/strings/str_cat.h"
@@ -99,9 +100,7 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadCudaRunner(const WorkerFlags& f,
 }
 #endif
 
-}  // namespace
-
-absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
+absl::StatusOr<std::unique_ptr<Runner>> LoadOnDevice(const WorkerFlags& f) {
 #ifdef PACELINE_CUDA
   if (f.device != "cpu") {
     const auto device = OpenCudaDevice();
@@ -114,6 +113,20 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& f) {
   }
 #endif
   return LoadCpuRunner(f);
+}
+
+}  // namespace
+
+absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(
+    const WorkerFlags& f, const std::function<void(StartupPhase, Duration)>& took) {
+  const Clock& clock = SteadyClock::Get();
+  const TimePoint start = clock.Now();
+  ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner, LoadOnDevice(f));
+  const TimePoint loaded = clock.Now();
+  RETURN_IF_ERROR(WarmUp(runner.get(), clock));
+  took(StartupPhase::kLoad, loaded - start);
+  took(StartupPhase::kWarmup, clock.Now() - loaded);
+  return runner;
 }
 
 void PrintAddresses(const RpcServer& server, const MetricsServer& metrics) {

@@ -12,6 +12,7 @@
 #include "common/rpc/metrics_server.h"
 #include "common/rpc/rpc_server.h"
 #include "worker/runner/runner.h"
+#include "worker/service/process_metrics.h"
 
 namespace paceline {
 
@@ -38,8 +39,10 @@ struct WorkerFlags {
 // carry its requests elsewhere.
 void AwaitSignal(ProcessEnd* end, const std::function<void()>& drain);
 
-// The model of --model on the device of --device, with its KV pool.
-absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(const WorkerFlags& flags);
+// The model of --model on the device of --device, with its KV pool, past its first steps. `took`
+// hears how long each phase of the start took.
+absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(
+    const WorkerFlags& flags, const std::function<void(StartupPhase, Duration)>& took);
 
 // To standard output, for whoever started the process.
 void PrintAddresses(const RpcServer& server, const MetricsServer& metrics);

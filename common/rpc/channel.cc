@@ -4,6 +4,9 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/health_check_service_interface.h>
 
+#include <functional>
+#include <utility>
+
 #include "absl/strings/str_cat.h"
 #include "absl/synchronization/mutex.h"
 #include "paceline/worker/v1/worker.grpc.pb.h"
@@ -11,28 +14,37 @@
 namespace paceline {
 namespace {
 
-// Once per process, before gRPC is used: gRPC 1.51 runs all callbacks on a few threads around one
-// queue, which it tears down with the last channel or server that uses it, in a race with those
-// threads (an abort in about one of ten processes that close and open channels). One channel that
-// is never destroyed keeps the queue.
-void PrepareGrpc() {
+// A call that never leaves the process: `done` runs in its callback.
+void CallInVain(worker::v1::WorkerService::Stub* stub, std::function<void()> done) {
   struct Call {
     grpc::ClientContext context;
     worker::v1::GetInfoRequest request;
     worker::v1::GetInfoResponse response;
   };
-  [[maybe_unused]] static auto* volatile kept = [] {
+  auto* call = new Call;
+  call->context.TryCancel();
+  stub->async()->GetInfo(&call->context, &call->request, &call->response,
+                         [call, done = std::move(done)](const grpc::Status&) {
+                           delete call;
+                           done();
+                         });
+}
+
+// Once per process, before gRPC is used: gRPC 1.51 runs all callbacks on a few threads around one
+// queue, which it tears down with the last channel or server that uses it, in a race with those
+// threads (an abort in about one of ten processes that close and open channels). One channel that
+// is never destroyed keeps the queue, and with a first call makes it.
+worker::v1::WorkerService::Stub* PrepareGrpc() {
+  static auto* const kept = [] {
     // Debian builds Abseil with its search for lock cycles, in every lock that gRPC takes.
     absl::SetMutexDeadlockDetectionMode(absl::OnDeadlockCycle::kIgnore);
     auto* stub = worker::v1::WorkerService::NewStub(
                      grpc::CreateChannel("127.0.0.1:1", grpc::InsecureChannelCredentials()))
                      .release();
-    auto* call = new Call;
-    call->context.TryCancel();  // never leaves the process
-    stub->async()->GetInfo(&call->context, &call->request, &call->response,
-                           [call](const grpc::Status&) { delete call; });
+    CallInVain(stub, [] {});
     return stub;
   }();
+  return kept;
 }
 
 }  // namespace
@@ -50,6 +62,8 @@ void ConfigureServer(grpc::ServerBuilder* builder, bool reflection) {
   // Two processes on one port would share its connections by chance.
   builder->AddChannelArgument(GRPC_ARG_ALLOW_REUSEPORT, 0);
 }
+
+void RunOnCallbackThread(std::function<void()> task) { CallInVain(PrepareGrpc(), std::move(task)); }
 
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address) {
   PrepareGrpc();

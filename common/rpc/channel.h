@@ -1,6 +1,7 @@
 // Settings that every server and channel of Paceline shares.
 #pragma once
 
+#include <functional>
 #include <memory>
 #include <string>
 
@@ -18,6 +19,9 @@ void ConfigureServer(grpc::ServerBuilder* builder, bool reflection);
 // An insecure channel with its own HTTP/2 connection, which notices a dead peer by keepalive and
 // reconnects fast.
 std::shared_ptr<grpc::Channel> NewChannel(const std::string& address);
+
+// Runs `task` on a thread that runs gRPC's callbacks.
+void RunOnCallbackThread(std::function<void()> task);
 
 // "127.0.0.1:0" and port 4711 -> "127.0.0.1:4711".
 std::string WithPort(const std::string& address, int port);

@@ -26,6 +26,11 @@ inline MetricBuckets StepBuckets() {
   for (int k = 0; k < 15; ++k) buckets.push_back(50e-6 * (1 << k));
   return buckets;
 }
+// 10 us to 0.1 s, fine around 1 ms.
+inline MetricBuckets OverheadBuckets() {
+  return {.00001, .00002, .00005, .0001, .0002, .0003, .0004, .0005, .0006, .0007, .0008,
+          .0009,  .001,   .0012,  .0015, .002,  .003,  .005,  .01,   .02,   .05,   .1};
+}
 inline MetricBuckets TokenBuckets() {
   MetricBuckets buckets;
   for (double b = 1; b <= 262144; b *= 4) buckets.push_back(b);

@@ -29,6 +29,7 @@ struct ClientRequest {
   GenerationRequest generation;
   std::string tokenizer;           // fingerprint; where ids mean another text it may not run
   std::string resume_fingerprint;  // numerics that made `resumed`; empty for a fresh request
+  TimePoint received{};            // when the call came in, for the router's own time
   // Null where no text is wanted (then there are no stop strings either).
   std::function<std::unique_ptr<SampleText>()> make_text;
 };

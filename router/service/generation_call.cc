@@ -102,6 +102,7 @@ void GenerationCall::StartAtCore() {
   times_.resize(g.num_samples);
   finishes_.assign(g.num_samples, FinishReason::kNone);
   for (size_t s = 0; s < g.resumed.size(); ++s) finishes_[s] = g.resumed[s].finish;
+  request.received = received_;
   // From here on the loop may use this object.
   const RequestKey key = api_->loop->Start(std::move(request), shared_from_this());
   std::unique_lock lock(mutex_);

@@ -46,6 +46,9 @@ class RequestProbe {
   // Later tokens of one sample that came together, so long after the ones before.
   virtual void NextTokens(const std::string& model, Duration since_last, int32_t tokens) {}
   virtual void Overhead(OverheadStage stage, Duration spent) {}
+  // All of the router's own time until the first tokens of a request that did not wait for a
+  // worker: receipt until it was submitted, and their frame read until their write began.
+  virtual void RequestOverhead(Duration spent) {}
 };
 
 }  // namespace paceline

@@ -62,8 +62,7 @@ RequestKey RouterLoop::Start(ClientRequest request, std::shared_ptr<RequestSink>
   events_.push_back([this, key, started, request = std::move(request), sink = std::move(sink)](
                         RouterCore& core, TimePoint now) mutable {
     starting_ = key;
-    started_ = started;
-    sinks_.emplace(key, std::move(sink));
+    calls_.emplace(key, Call{std::move(sink), request.received, started});
     core.Start(key, std::move(request), now);
   });
   lock.unlock();
@@ -228,20 +227,28 @@ void RouterLoop::CarryOut(std::vector<RouterAction> actions) {
   for (RouterAction& action : actions) {
     if (auto* submit = std::get_if<SubmitAction>(&action)) {
       PortOf(submit->worker)->Submit(submit->handle, submit->request);
-      if (KeyOf(submit->handle) == starting_) routed_since_.push_back(started_);
+      if (KeyOf(submit->handle) == starting_) routed_.push_back(starting_);
     } else if (auto* cancel = std::get_if<CancelAction>(&action)) {
       PortOf(cancel->worker)->Cancel(cancel->handle);
     } else if (auto* deliver = std::get_if<DeliverAction>(&action)) {
-      sinks_.at(deliver->key)->OnDeliver(std::move(*deliver));
-      if (frame_read_ != TimePoint{} && requests_ != nullptr) {
-        requests_->Overhead(OverheadStage::kForward, clock_.Now() - frame_read_);
-      }
+      Deliver(std::move(*deliver));
     } else if (auto* finish = std::get_if<FinishAction>(&action)) {
-      auto sink = sinks_.extract(finish->key);
-      CHECK(!sink.empty()) << "request " << finish->key << " finished twice";
-      sink.mapped()->OnFinish(std::move(*finish));
+      auto call = calls_.extract(finish->key);
+      CHECK(!call.empty()) << "request " << finish->key << " finished twice";
+      call.mapped().sink->OnFinish(std::move(*finish));
     }
   }
+}
+
+void RouterLoop::Deliver(DeliverAction action) {
+  Call& call = calls_.at(action.key);
+  call.sink->OnDeliver(std::move(action));
+  if (frame_read_ == TimePoint{} || requests_ == nullptr) return;
+  const Duration way_out = clock_.Now() - frame_read_;
+  requests_->Overhead(OverheadStage::kForward, way_out);
+  if (!call.way_in) return;
+  requests_->RequestOverhead(*call.way_in + way_out);
+  call.way_in.reset();
 }
 
 WorkerPort* RouterLoop::PortOf(WorkerId worker) {
@@ -255,12 +262,16 @@ WorkerPort* RouterLoop::PortOf(WorkerId worker) {
 void RouterLoop::FlushPorts() {
   for (WorkerPort* port : dirty_ports_) port->Flush();
   dirty_ports_.clear();
-  if (routed_since_.empty()) return;
+  if (routed_.empty()) return;
   const TimePoint now = clock_.Now();
-  for (const TimePoint since : routed_since_) {
-    if (requests_ != nullptr) requests_->Overhead(OverheadStage::kRoute, now - since);
+  for (const RequestKey key : routed_) {
+    const auto it = calls_.find(key);
+    if (requests_ == nullptr || it == calls_.end()) continue;
+    Call& call = it->second;
+    requests_->Overhead(OverheadStage::kRoute, now - call.started);
+    if (call.received != TimePoint{}) call.way_in = now - call.received;
   }
-  routed_since_.clear();
+  routed_.clear();
 }
 
 void RouterLoop::DropLeftPorts(TimePoint now) {
@@ -276,7 +287,7 @@ void RouterLoop::DropLeftPorts(TimePoint now) {
 
 void RouterLoop::EndAll(const ServingError& error, RouterCore* core, TimePoint now) {
   std::vector<RequestKey> keys;
-  for (const auto& [key, sink] : sinks_) keys.push_back(key);
+  for (const auto& [key, call] : calls_) keys.push_back(key);
   std::sort(keys.begin(), keys.end());
   for (const RequestKey key : keys) core->Abort(key, error, now);
 }

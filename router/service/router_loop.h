@@ -12,6 +12,7 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <optional>
 #include <thread>
 #include <unordered_map>
 #include <vector>
@@ -44,7 +45,7 @@ class WorkerPort {
 class RouterLoop {
  public:
   // The probes may be null and outlive the loop; they are called in a turn. Of
-  // `requests` the loop tells OverheadStage::kRoute and kForward.
+  // `requests` the loop tells OverheadStage::kRoute and kForward, and RequestOverhead.
   RouterLoop(RouterOptions options, RouterProbe* probe, const Clock& clock,
              RequestProbe* requests = nullptr);
   ~RouterLoop();  // Stop
@@ -89,6 +90,12 @@ class RouterLoop {
   void Stop();
 
  private:
+  struct Call {
+    std::shared_ptr<RequestSink> sink;
+    TimePoint received{}, started{};
+    std::optional<Duration> way_in{};  // receipt to submit; until the first tokens are on their way
+  };
+
   void Run();
   void AwaitTurn(std::unique_lock<std::mutex>* lock);
   void TakeTurn(std::unique_lock<std::mutex>* lock, int max_batches);
@@ -96,6 +103,7 @@ class RouterLoop {
   void Apply(const Event& event);
   void CarryOut(std::vector<RouterAction> actions);
   WorkerPort* PortOf(WorkerId worker);
+  void Deliver(DeliverAction action);
   void FlushPorts();
   void DropLeftPorts(TimePoint now);
   void EndAll(const ServingError& error, RouterCore* core, TimePoint now);
@@ -117,14 +125,13 @@ class RouterLoop {
   // Whoever has the turn.
   std::vector<Event> batch_;
   RouterCore core_;
-  std::unordered_map<RequestKey, std::shared_ptr<RequestSink>> sinks_;
+  std::unordered_map<RequestKey, Call> calls_;
   std::unordered_map<WorkerId, std::shared_ptr<WorkerPort>> ports_;
   std::vector<WorkerPort*> dirty_ports_;
-  std::vector<WorkerId> leaving_;        // no longer listed, and with a port
-  std::vector<TimePoint> routed_since_;  // starts that became submits in this batch
-  RequestKey starting_ = 0;              // the event being applied is the Start of this request
-  TimePoint started_{};                  // and this is when it was called
-  TimePoint frame_read_{};               // or it is a worker's frame, read then
+  std::vector<WorkerId> leaving_;   // no longer listed, and with a port
+  std::vector<RequestKey> routed_;  // starts that became submits in this batch
+  RequestKey starting_ = 0;         // the event being applied is the Start of this request
+  TimePoint frame_read_{};          // or it is a worker's frame, read then
   std::function<void(bool)> on_serving_;
   bool serving_ = false;
   std::thread thread_;

@@ -74,15 +74,16 @@ class RouterLoopTest : public ::testing::Test {
       return ports[id] = std::make_shared<NotingPort>();
     });
   }
-  void Ready(WorkerId id) {
-    loop.Post([id](RouterCore& core, TimePoint now) {
+  static RouterLoop::Event Readiness(WorkerId id) {
+    return [id](RouterCore& core, TimePoint now) {
       core.WorkerConnected(id, now);
       WorkerSnapshot snapshot;
       snapshot.model = "m";
       snapshot.ready = true;
       core.WorkerReported(id, snapshot, now);
-    });
+    };
   }
+  void Ready(WorkerId id) { loop.Post(Readiness(id)); }
   // Everything posted so far is done and flushed: a batch ends before the next one begins.
   void Sync() {
     for (int i = 0; i < 2; ++i) loop.Read([](const RouterCore&, TimePoint) {});
@@ -115,6 +116,42 @@ TEST_F(RouterLoopTest, ARequestGoesOutAndComesBack) {
   EXPECT_FALSE(finish.error);
   EXPECT_THAT(sink->tokens, ElementsAre(7, 8));
   EXPECT_TRUE(loop.AwaitIdle(kPatience));
+}
+
+struct NotingProbe final : RequestProbe {
+  void Overhead(OverheadStage stage, Duration spent) override { spans[stage].push_back(spent); }
+  void RequestOverhead(Duration spent) override { requests.push_back(spent); }
+  std::map<OverheadStage, std::vector<Duration>> spans;
+  std::vector<Duration> requests;
+};
+
+// The way in counts from the client's call, the way out from the frame with the first tokens.
+TEST_F(RouterLoopTest, ARequestsOwnTimeIsItsWayInAndItsFirstWayOut) {
+  NotingProbe probe;
+  RouterLoop timed({}, nullptr, SteadyClock::Get(), &probe);
+  timed.Relist({{"a:1"}},
+               [](WorkerId, const WorkerAddress&) { return std::make_shared<NotingPort>(); });
+  timed.Post(Readiness(0));
+  auto request = NewRequest("r", 3);
+  request.received = SteadyClock::Get().Now() - std::chrono::seconds(100);
+  const auto sink = std::make_shared<NotingSink>();
+  const RequestKey key = timed.Start(std::move(request), sink);
+  const auto frame = [&](int32_t index, FinishReason finish) {
+    timed.QueueFrame(
+        SteadyClock::Get().Now() - std::chrono::seconds(10), [=](RouterCore& core, TimePoint now) {
+          core.WorkerDelta(0, MakeHandle(key, 1),
+                           {.first_index = index, .tokens = {7}, .finish = finish}, now);
+        });
+    timed.RunQueued();
+  };
+  for (const int32_t index : {0, 1}) frame(index, FinishReason::kNone);
+  frame(2, FinishReason::kLength);
+  timed.Stop();
+  EXPECT_THAT(probe.spans[OverheadStage::kRoute], SizeIs(1));
+  EXPECT_THAT(probe.spans[OverheadStage::kForward], SizeIs(3));
+  ASSERT_THAT(probe.requests, SizeIs(1));
+  EXPECT_GE(probe.requests[0], std::chrono::seconds(110));
+  EXPECT_LT(probe.requests[0], std::chrono::seconds(119));
 }
 
 TEST_F(RouterLoopTest, WhatComesTogetherGoesOutAsOneFrame) {

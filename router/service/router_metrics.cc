@@ -127,6 +127,9 @@ RouterMetrics::RouterMetrics(const std::vector<std::string>& models, const std::
                           "Unix time of the last listing of workers", {{"source", discovery}});
   overhead_ = set_.NewHistograms(Named("overhead_seconds"), "The router's own time", StepBuckets(),
                                  "stage", {"parse", "tokenize", "route", "forward"});
+  request_overhead_ =
+      set_.NewHistogram(Named("request_overhead_seconds"),
+                        "The router's own time until a request's first tokens", OverheadBuckets());
   models_.insert(kOther);
   for (const std::string& model : models) models_.insert(model);
   for (const std::string& model : models_) {
@@ -209,6 +212,10 @@ void RouterMetrics::FirstToken(const std::string&, Duration since_receipt) {
 
 void RouterMetrics::NextTokens(const std::string&, Duration since_last, int32_t) {
   inter_token_->Observe(ToSeconds(since_last));
+}
+
+void RouterMetrics::RequestOverhead(Duration spent) {
+  request_overhead_->Observe(ToSeconds(spent));
 }
 
 void RouterMetrics::Overhead(OverheadStage stage, Duration spent) {

@@ -56,6 +56,7 @@ class RouterMetrics final : public RouterProbe,
   void FirstToken(const std::string& model, Duration since_receipt) override;
   void NextTokens(const std::string& model, Duration since_last, int32_t tokens) override;
   void Overhead(OverheadStage stage, Duration spent) override;
+  void RequestOverhead(Duration spent) override;
 
   std::vector<prometheus::MetricFamily> Collect() const override;
 
@@ -72,7 +73,7 @@ class RouterMetrics final : public RouterProbe,
   GaugeFamily *workers_, *circuits_;
   prometheus::Gauge *in_flight_, *queue_depth_, *listed_;
   prometheus::Histogram *queue_wait_, *first_token_, *inter_token_, *per_output_token_, *duration_,
-      *prompt_tokens_, *output_tokens_, *failover_gap_, *matched_prefix_;
+      *prompt_tokens_, *output_tokens_, *failover_gap_, *matched_prefix_, *request_overhead_;
   prometheus::Counter* replayed_;
   std::map<std::string, prometheus::Counter*> rejected_;  // by reason
   std::vector<prometheus::Counter*> attempts_;            // at targets, by AttemptResult

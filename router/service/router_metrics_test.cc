@@ -151,6 +151,7 @@ TEST(RouterMetricsTest, CountsClientsCallsWithBoundedModels) {
   metrics.FirstToken("m", std::chrono::seconds(1));
   metrics.NextTokens("m", std::chrono::milliseconds(10), 2);
   metrics.Overhead(OverheadStage::kForward, std::chrono::microseconds(100));
+  metrics.RequestOverhead(std::chrono::microseconds(200));
   end.code = absl::StatusCode::kNotFound;
   end.finish = FinishReason::kError;
   end.first_token.reset();
@@ -173,7 +174,7 @@ TEST(RouterMetricsTest, CountsClientsCallsWithBoundedModels) {
         "request_duration_seconds_count 2", "prompt_tokens_sum 14", "output_tokens_sum 101",
         "output_tokens_count 1", "time_per_output_token_seconds_sum 0.01",
         "time_to_first_token_seconds_sum 1", "inter_token_latency_seconds_sum 0.01",
-        "overhead_seconds_sum{stage=\"forward\"} 0.0001"}) {
+        "overhead_seconds_sum{stage=\"forward\"} 0.0001", "request_overhead_seconds_sum 0.0002"}) {
     EXPECT_THAT(page, HasSubstr(std::string("paceline_router_") + line));
   }
   EXPECT_THAT(page, HasSubstr("model=\"model-0\""));

@@ -226,6 +226,10 @@ void WorkerLink::Received(Session* session, const OpenStreamResponse& frame) {
     if (!delta.ok()) return Lose(session, std::string(delta.status().message()));
     deltas.emplace_back(proto.handle(), *std::move(delta));
   }
+  // Every delta costs a write. First tokens go before others' next ones, which come again a step
+  // later.
+  std::stable_partition(deltas.begin(), deltas.end(),
+                        [](const auto& d) { return d.second.first_index == 0; });
   for (const auto& proto : frame.finished()) {
     Finish f{proto.handle(), {}, {}};
     auto usage = FromProto(proto, &f.status);

@@ -10,6 +10,7 @@
 #include "common/check.h"
 #include "gtest/gtest.h"
 #include "worker/engine/engine.h"
+#include "worker/engine/warm_up.h"
 #include "worker/model/naive_model.h"
 #include "worker/runner/cpu_runner.h"
 
@@ -143,6 +144,7 @@ struct Arrangement {
   CpuRunnerOptions runner;
   bool drafts = false;
   int32_t at_once = 32;
+  bool warm = false;
 };
 
 // An engine that serves lists of requests, one after the other.
@@ -152,6 +154,10 @@ class Server {
       : at_once_(static_cast<size_t>(setup.at_once)) {
     auto runner = CpuRunner::Create(Model(), setup.runner);
     CHECK(runner.ok()) << runner.status().ToString();
+    if (setup.warm) {
+      const absl::Status status = WarmUp(runner->get(), SteadyClock::Get());
+      CHECK(status.ok()) << status.ToString();
+    }
     engine_ = std::make_unique<Engine>(setup.engine, *std::move(runner), std::move(speculator),
                                        SteadyClock::Get(), counts,
                                        [this](EngineOutput output) { Take(output); });
@@ -337,6 +343,24 @@ TEST(CpuEngineTest, AWarmCacheChangesNothing) {
     ASSERT_EQ(server.Run(requests), truth);
     EXPECT_GT(counts.cached - cold, cold);
   }
+}
+
+// A runner that is past its warm-up is as good as new, also in a pool that the warm-up filled.
+TEST(CpuEngineTest, AWarmRunnerChangesNothing) {
+  const auto requests = Requests(8, kSeed + 4);
+  const Outputs truth = Alone(requests);
+  for (const int32_t blocks : {18, 512}) {
+    Arrangement setup = Batched();
+    setup.warm = true;
+    setup.runner.num_blocks = blocks;
+    ASSERT_EQ(RunAll(requests, setup, nullptr, nullptr), truth);
+  }
+}
+
+TEST(CpuEngineTest, AWarmUpFitsTheSmallestPool) {
+  auto runner = CpuRunner::Create(Model(), {.threads = 1, .num_blocks = 1, .max_slots = 1});
+  ASSERT_TRUE(runner.ok()) << runner.status();
+  EXPECT_TRUE(WarmUp(runner->get(), SteadyClock::Get()).ok());
 }
 
 // As a failover does it: prompt and what had been emitted come to another engine.

@@ -31,7 +31,7 @@ class HashWorker::Impl {
     status->mutable_prefix_chunks()->Assign(s.prefix_chunks.begin(), s.prefix_chunks.end());
   }
 
-  WorkerState state{"target", "hash"};
+  ProcessState state{"target", "hash"};
   StatusFeed feed{&state};
   WorkerServiceImpl service{&state, &feed, [this] { engine->StartDrain(); }};
   std::unique_ptr<RpcServer> rpc;

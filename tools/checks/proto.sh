@@ -16,7 +16,7 @@ trap 'rm -rf "$work"' EXIT
 mkdir -p "$work/google/google/rpc"
 cp "$rpc"/google/rpc/{status,error_details}.proto "$work/google/google/rpc/"
 cp -r proto "$work/proto"
-sed 's/- path: \./- path: proto\n  - path: google\n    lint:\n      ignore: [google]/' proto/buf.yaml >"$work/buf.yaml"
+sed 's|- paceline/|- proto/paceline/|; s/- path: \./- path: proto\n  - path: google\n    lint:\n      ignore: [google]/' proto/buf.yaml >"$work/buf.yaml"
 rm "$work/proto/buf.yaml"
 (cd "$work" && "$OLDPWD/$buf" lint)
 echo "proto: $(find proto -name '*.proto' | wc -l) files, no findings"

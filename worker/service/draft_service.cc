@@ -204,7 +204,7 @@ void DraftServiceImpl::TargetStream::Detach() {
   spdlog::info("target detached peer={}", peer_);
 }
 
-DraftServiceImpl::DraftServiceImpl(WorkerState* state, DraftProbe* probe,
+DraftServiceImpl::DraftServiceImpl(ProcessState* state, DraftProbe* probe,
                                    DraftServiceOptions options)
     : state_(state), probe_(probe), options_(options) {}
 

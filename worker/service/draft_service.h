@@ -13,7 +13,7 @@
 #include "paceline/draft/v1/draft.grpc.pb.h"
 #include "worker/draft/draft_engine.h"
 #include "worker/service/draft_probe.h"
-#include "worker/service/worker_state.h"
+#include "worker/service/process_state.h"
 
 namespace paceline {
 
@@ -24,7 +24,7 @@ struct DraftServiceOptions {
 class DraftServiceImpl final : public draft::v1::DraftService::CallbackService {
  public:
   // `probe` may be null.
-  DraftServiceImpl(WorkerState* state, DraftProbe* probe, DraftServiceOptions options = {});
+  DraftServiceImpl(ProcessState* state, DraftProbe* probe, DraftServiceOptions options = {});
 
   // The engine outlives every call.
   void Serve(DraftEngine* engine);
@@ -48,7 +48,7 @@ class DraftServiceImpl final : public draft::v1::DraftService::CallbackService {
   grpc::Status CheckHello(const draft::v1::OpenStreamRequest& first) const;
   std::vector<std::shared_ptr<TargetStream>> Streams() const;
 
-  WorkerState* const state_;
+  ProcessState* const state_;
   DraftProbe* const probe_;
   const DraftServiceOptions options_;
   std::atomic<DraftEngine*> engine_ = nullptr;

@@ -62,7 +62,7 @@ class Drafter {
   }
 
   HashModel model_{HashModelOptions{.seed = 5}};
-  WorkerState state_;
+  ProcessState state_;
   DraftMetrics metrics_{"hash"};
   DraftServiceImpl service_{&state_, &metrics_};
   std::unique_ptr<RpcServer> server_;

@@ -81,7 +81,7 @@ class StatusFeed::Watcher final : public std::enable_shared_from_this<Watcher> {
   TimePoint last_report_{};
 };
 
-StatusFeed::StatusFeed(const WorkerState* state, StatusFeedOptions options)
+StatusFeed::StatusFeed(const ProcessState* state, StatusFeedOptions options)
     : state_(state), options_(options), thread_([this] { Run(); }) {}
 
 StatusFeed::~StatusFeed() {

@@ -15,7 +15,7 @@
 
 #include "common/clock.h"
 #include "paceline/worker/v1/worker.pb.h"
-#include "worker/service/worker_state.h"
+#include "worker/service/process_state.h"
 
 namespace paceline {
 
@@ -30,7 +30,7 @@ struct StatusFeedOptions {
 
 class StatusFeed {
  public:
-  StatusFeed(const WorkerState* state, StatusFeedOptions options = {});
+  StatusFeed(const ProcessState* state, StatusFeedOptions options = {});
   ~StatusFeed();
 
   void SetSource(StatusSource source);
@@ -45,7 +45,7 @@ class StatusFeed {
   void Run();
   worker::v1::WatchStatusResponse Read();
 
-  const WorkerState* const state_;
+  const ProcessState* const state_;
   const StatusFeedOptions options_;
   std::mutex mutex_;
   std::condition_variable changed_;

@@ -79,7 +79,7 @@ class WorkerServiceImpl::RouterStream final
   OpenStreamRequest request_;
 };
 
-WorkerServiceImpl::WorkerServiceImpl(WorkerState* state, StatusFeed* feed,
+WorkerServiceImpl::WorkerServiceImpl(ProcessState* state, StatusFeed* feed,
                                      std::function<void()> on_drain, WorkerServiceOptions options)
     : state_(state), feed_(feed), on_drain_(std::move(on_drain)), options_(options) {}
 

@@ -8,9 +8,9 @@
 
 #include "paceline/worker/v1/worker.grpc.pb.h"
 #include "worker/engine/engine.h"
+#include "worker/service/process_state.h"
 #include "worker/service/request_table.h"
 #include "worker/service/status_feed.h"
-#include "worker/service/worker_state.h"
 
 namespace paceline {
 
@@ -24,7 +24,7 @@ struct WorkerServiceOptions {
 class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackService {
  public:
   // `on_drain`: what Drain does besides setting the state.
-  WorkerServiceImpl(WorkerState* state, StatusFeed* feed, std::function<void()> on_drain,
+  WorkerServiceImpl(ProcessState* state, StatusFeed* feed, std::function<void()> on_drain,
                     WorkerServiceOptions options = {});
 
   // For the engine's constructor: sends what a step made public. Engine thread.
@@ -66,7 +66,7 @@ class WorkerServiceImpl final : public worker::v1::WorkerService::CallbackServic
             worker::v1::OpenStreamResponse response, int64_t cost);
   void Disconnect(const std::shared_ptr<RouterStreamState>& stream);
 
-  WorkerState* const state_;
+  ProcessState* const state_;
   StatusFeed* const feed_;
   const std::function<void()> on_drain_;
   const WorkerServiceOptions options_;

@@ -85,7 +85,7 @@ class Worker {
   }
 
   HashModel model_{HashModelOptions{.seed = 5}};
-  WorkerState state_;
+  ProcessState state_;
   StatusFeed feed_{&state_};
   std::atomic<int> drains_ = 0;
   WorkerServiceImpl service_{&state_, &feed_, [this] {

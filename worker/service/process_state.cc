@@ -1,4 +1,4 @@
-#include "worker/service/worker_state.h"
+#include "worker/service/process_state.h"
 
 #include <random>
 
@@ -8,7 +8,7 @@
 
 namespace paceline {
 
-WorkerState::WorkerState(const std::string& role, const std::string& model) {
+ProcessState::ProcessState(const std::string& role, const std::string& model) {
   std::random_device random;
   info_.set_incarnation(uint64_t{random()} << 32 | random());
   info_.set_role(role);
@@ -16,7 +16,7 @@ WorkerState::WorkerState(const std::string& role, const std::string& model) {
   info_.set_sampler_version(kSamplerVersion);
 }
 
-void WorkerState::SetLoaded(const RunnerInfo& runner, const std::string& tokenizer_fingerprint) {
+void ProcessState::SetLoaded(const RunnerInfo& runner, const std::string& tokenizer_fingerprint) {
   std::lock_guard lock(mutex_);
   info_.set_model_fingerprint(runner.model_fingerprint);
   info_.set_numerics_fingerprint(runner.numerics_fingerprint);
@@ -28,7 +28,7 @@ void WorkerState::SetLoaded(const RunnerInfo& runner, const std::string& tokeniz
   info_.set_num_blocks(runner.num_blocks);
 }
 
-worker::v1::WorkerInfo WorkerState::info() const {
+worker::v1::WorkerInfo ProcessState::info() const {
   std::lock_guard lock(mutex_);
   return info_;
 }

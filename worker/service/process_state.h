@@ -11,10 +11,10 @@
 
 namespace paceline {
 
-class WorkerState {
+class ProcessState {
  public:
   // Draws the incarnation. `role` is "target" or "draft".
-  WorkerState(const std::string& role, const std::string& model);
+  ProcessState(const std::string& role, const std::string& model);
 
   // The model is in memory.
   void SetLoaded(const RunnerInfo& runner, const std::string& tokenizer_fingerprint);
