@@ -162,8 +162,7 @@ void DraftMailbox::Open(const DraftSessionId& id, DraftLinkId link, uint64_t inc
   slot.quarantined = quarantined;
 }
 
-void DraftMailbox::Told(uint64_t session, int32_t base_len, uint64_t prefix_hash,
-                        int32_t enough) {
+void DraftMailbox::Told(uint64_t session, int32_t base_len, uint64_t prefix_hash, int32_t enough) {
   std::lock_guard lock(mutex_);
   const auto it = slots_.find(session);
   if (it == slots_.end()) return;

@@ -5,7 +5,7 @@
 namespace paceline {
 namespace {
 
-constexpr double kLeastLead = 0.0625, kMostLead = 0.75;
+constexpr double kLeastLead = 0.0625, kMostLead = 0.5;
 constexpr double kLeadDecay = 0.99;
 constexpr double kAnsweredRate = 0.1;
 constexpr int32_t kTrial = 32;  // plans made at once between two put off where that does not pay
@@ -30,7 +30,7 @@ void PlanDelay::Observe(double answered, Duration waited) {
   answered_ += kAnsweredRate * (answered - answered_);
   const bool overran = ToSeconds(waited) < kOverrun * ToSeconds(takes_);
   overruns_ += overran ? 1 : 0;
-  lead_ = std::clamp(overran ? 2 * lead_ : kLeadDecay * lead_, kLeastLead, kMostLead);
+  lead_ = std::clamp(overran ? 1.25 * lead_ : kLeadDecay * lead_, kLeastLead, kMostLead);
 }
 
 }  // namespace paceline
