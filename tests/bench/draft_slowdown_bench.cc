@@ -86,10 +86,9 @@ class Bench {
     EngineOptions engine;
     engine.max_batch_rows = batch * 9;
     engine.max_waiting = batch;
-    engine_ = std::make_unique<Engine>(engine, std::move(runner), std::move(speculator), clock_,
-                                       nullptr, [this](EngineOutput output) {
-                                         finished_ += static_cast<int32_t>(output.finished.size());
-                                       });
+    engine_ = std::make_unique<Engine>(
+        engine, std::move(runner), std::move(speculator), clock_, nullptr,
+        [this](EngineOutput output) { finished_ += static_cast<int32_t>(output.finished.size()); });
   }
 
   Slowdown Measure(int32_t windows) {

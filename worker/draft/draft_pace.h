@@ -19,8 +19,8 @@ class DraftPace {
 
   // A target's step, as one of its sessions sees it.
   struct Verify {
-    Duration interval{};   // between commits; 0 = unknown: no reason to hurry
-    Duration left{};       // until the next one
+    Duration interval{};    // between commits; 0 = unknown: no reason to hurry
+    Duration left{};        // until the next one
     int32_t positions = 0;  // whose outcomes are sought
     int32_t want_len = 0;
     int32_t sessions = 1;  // that enumerate beside it and share the steps

@@ -25,11 +25,8 @@ std::vector<Outcome> Outcomes() {
 }
 
 DraftPace::Verify Within(Duration interval, int32_t sessions) {
-  return {.interval = interval,
-          .left = interval,
-          .positions = 4,
-          .want_len = 3,
-          .sessions = sessions};
+  return {
+      .interval = interval, .left = interval, .positions = 4, .want_len = 3, .sessions = sessions};
 }
 
 TEST(DraftPaceTest, AsksForEverythingWhileNothingIsKnown) {

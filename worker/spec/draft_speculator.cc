@@ -213,6 +213,7 @@ SpecProposal DraftSpeculator::Impl::Propose(const SpecSequence& sequence, int32_
   const int32_t count = std::min(Wanted(*s), max_drafts);
   if (Remote(*s)) ReadMail(s, sequence);
   s->remote_wanted = Remote(*s) && count > 0;
+  counting_.planned += std::max(0, count);
   s->reason = Remote(*s) ? FallbackReason::kController : FallbackReason::kMode;
   SpecProposal proposal;
   if (s->mode == DecodingMode::kNgram) {
@@ -579,6 +580,7 @@ void DraftSpeculator::Impl::EndStep(const SpecStepTiming& timing) {
   opens_ = open_tokens_ = indexed_ = 0;
   mailbox_.AddCountersTo(&counting_);
   counting_.probes = controller_.probes();
+  counting_.gain = controller_.gain();
   counting_.engine_off = controller_.times_off();
   counting_.plans_overran = delay_.overruns();
   published_ = counting_;
