@@ -5,8 +5,9 @@
 // Bits per character of both models over the text, in windows of the context's length; how often
 // each early exit's greedy token is the last layer's; and how often the draft's token is the
 // target's own on the target's text at T = 0, 0.7 and 1 under shared noise, with the share of
-// positions at which the next 1 to 8 are all right. WINDOWS bounds the windows of the first two;
-// default: all. TEXT_FILE: documents ended by <|endoftext|>, from tools/train/held_out.py.
+// positions at which the next 1 to 8 are all right; and how often an outcome of a verify of three
+// drafts is among the 24 that the drafter would draft for. WINDOWS bounds the windows of the first
+// two; default: all. TEXT_FILE: documents ended by <|endoftext|>, from tools/train/held_out.py.
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
@@ -22,6 +23,7 @@
 #include "common/check.h"
 #include "common/text/tokenizer.h"
 #include "kernels/cpu/sampler.h"
+#include "worker/draft/outcome_ranking.h"
 #include "worker/model/cpu_decoder.h"
 
 namespace paceline {
@@ -82,6 +84,15 @@ class Reader {
 
   // The rule's tokens after each of the rows that Read left; the first is drawn for `position`.
   std::vector<TokenId> Draw(size_t rows, int32_t position, float temperature, uint64_t seed) {
+    std::vector<TokenId> tokens;
+    for (const auto& best : DrawBest(rows, position, temperature, seed, 1)) {
+      tokens.push_back(best.front());
+    }
+    return tokens;
+  }
+  // The `count` best by the same score, best first.
+  std::vector<std::vector<TokenId>> DrawBest(size_t rows, int32_t position, float temperature,
+                                             uint64_t seed, int32_t count) {
     std::vector<kernels::SampleParams> params(rows);
     for (size_t r = 0; r < rows; ++r) {
       params[r].logits = logits_.data() + r * static_cast<size_t>(vocab());
@@ -89,13 +100,14 @@ class Reader {
       params[r].seed = seed;
       params[r].position = static_cast<uint32_t>(position) + static_cast<uint32_t>(r);
       params[r].temperature = temperature;
+      params[r].num_candidates = count;
     }
     std::vector<kernels::SampleOutput> outputs(rows);
     CHECK(kernels::Sample(params.data(), static_cast<int64_t>(rows), outputs.data(), pool_) ==
           kernels::CpuResult::kOk);
-    std::vector<TokenId> tokens;
-    for (const kernels::SampleOutput& output : outputs) tokens.push_back(output.token);
-    return tokens;
+    std::vector<std::vector<TokenId>> best;
+    for (kernels::SampleOutput& output : outputs) best.push_back(std::move(output.candidates));
+    return best;
   }
 
  private:
@@ -207,6 +219,45 @@ void PrintAcceptance(Reader& target, Reader& draft, const Text& text, float temp
   std::printf("\n");
 }
 
+// Outcomes of verifying kDrafts of the draft's own tokens at each position of the target's text:
+// the share that is among the kOutcomes which the drafter would rank first, having learnt from the
+// positions before.
+void PrintOutcomeHits(Reader& target, Reader& draft, const Text& text, float temperature) {
+  constexpr int32_t kDrafts = 3, kOutcomes = 24, kCandidates = 16;
+  const std::vector<int32_t> own(kDrafts, 0);
+  GuessRanks ranks;
+  int64_t hits = 0, total = 0;
+  for (int32_t p = 0; p < kPrompts; ++p) {
+    const auto prompt = std::span(text.tokens).subspan(static_cast<size_t>(p) * 997, kPromptLength);
+    const uint64_t seed = kSeed + static_cast<uint64_t>(p);
+    const auto tokens = Continue(target, prompt, temperature, seed);
+    draft.Read(std::span(tokens).first(tokens.size() - 1));
+    const auto best = draft.DrawBest(tokens.size() - 1, 1, temperature, seed, kCandidates);
+    // Of the token at i among the candidates for it; kCandidates: not among them.
+    const auto rank = [&](int32_t i) {
+      const auto& candidates = best[static_cast<size_t>(i) - 1];
+      const auto it = std::ranges::find(candidates, tokens[static_cast<size_t>(i)]);
+      return it == candidates.end() ? kCandidates : static_cast<int32_t>(it - candidates.begin());
+    };
+    Agreement agreement;
+    for (int32_t i = kPromptLength; i + kDrafts < kPromptLength + kLength;) {
+      const auto outcomes =
+          RankOutcomes(own, true, agreement.value(), ranks, kCandidates, kOutcomes);
+      int32_t accepted = 0;
+      while (accepted < kDrafts && rank(i + accepted) == 0) ++accepted;
+      const int32_t next = rank(i + accepted);
+      hits += std::ranges::any_of(
+          outcomes, [&](const Outcome& o) { return o.accepted == accepted && o.rank == next; });
+      ++total;
+      for (int32_t d = 0; d <= accepted; ++d) agreement.Observe(rank(i + d) == 0);
+      if (next != 0) ranks.Observe(next);
+      i += accepted + 1;
+    }
+  }
+  std::printf("outcomes foreseen at T = %.1f, %d drafts, %d rows: %.3f of %ld\n", temperature,
+              kDrafts, kOutcomes, static_cast<double>(hits) / static_cast<double>(total), total);
+}
+
 void Main(const std::string& target_folder, const std::string& draft_folder, const char* path,
           int32_t windows) {
   const auto tokenizer = Tokenizer::Load(target_folder);
@@ -221,6 +272,7 @@ void Main(const std::string& target_folder, const std::string& draft_folder, con
   PrintExits(target, text, windows);
   for (const float temperature : {0.0f, 0.7f, 1.0f}) {
     PrintAcceptance(target, draft, text, temperature);
+    PrintOutcomeHits(target, draft, text, temperature);
   }
 }
 

@@ -24,6 +24,7 @@ void Add(const SpecCounters& from, SpecCounters* to) {
   to->steps_ngram += from.steps_ngram;
   to->outcome_hits += from.outcome_hits;
   to->outcome_misses += from.outcome_misses;
+  to->wanted_remote += from.wanted_remote;
   to->quarantines += from.quarantines;
   to->silences += from.silences;
   to->moves += from.moves;
@@ -368,9 +369,14 @@ void ClusterSim::BootDrafter(int id) {
   HashModelOptions model = model_.options();
   model.agreement = options_.agreement;
   if (options_.wrong_weights) model.seed += 1;
-  auto runner = std::make_unique<HashRunner>(
-      HashRunnerOptions{.model = model, .num_blocks = options_.drafter_blocks, .max_slots = 256});
-  d.engine = std::make_unique<DraftEngine>(DraftEngineOptions{}, std::move(runner), time_);
+  auto runner =
+      std::make_unique<HashRunner>(HashRunnerOptions{.model = model,
+                                                     .num_blocks = options_.drafter_blocks,
+                                                     .max_slots = 256,
+                                                     .clock = &d.clock,
+                                                     .step_time = options_.draft_step_time,
+                                                     .row_time = options_.draft_row_time});
+  d.engine = std::make_unique<DraftEngine>(DraftEngineOptions{}, std::move(runner), d.clock);
   ForLinksOf(id, [](SimDraftLink& link) { link.Connect(); });
   StepDrafter(id, d.life);
 }
@@ -391,9 +397,10 @@ void ClusterSim::StepDrafter(int id, int life) {
   if (d.engine == nullptr || d.life != life) return;
   Duration next = microseconds(200);
   if (!d.paused) {
+    d.clock.Set(time_.Now());
     const absl::StatusOr<bool> worked = d.engine->Step();
     CHECK(worked.ok()) << worked.status().ToString();
-    if (*worked) next = options_.draft_step_time;
+    if (*worked) next = std::max<Duration>(d.clock.Now() - time_.Now(), microseconds(10));
   }
   time_.In(next, [this, id, life] { StepDrafter(id, life); });
 }

@@ -35,7 +35,7 @@ struct ClusterSimOptions {
   double cancel_share = 0.05;
   bool fixed_requests = false;  // one sample, temperature 1, 60 tokens, speculation always on
   Duration step_time = std::chrono::milliseconds(4), row_time = std::chrono::microseconds(20);
-  Duration draft_step_time = std::chrono::microseconds(400);
+  Duration draft_step_time = std::chrono::microseconds(400), draft_row_time{};
   RouterOptions router;
 };
 

@@ -1,8 +1,12 @@
 // A target's speculation and a draft engine, face to face: both sides of the protocol as they are,
 // over the hash model. While a step is in flight the drafter gets as many of its own steps as a
 // real one would. The tokens are the model's own, and drafts come in time.
+#include <atomic>
+#include <condition_variable>
 #include <functional>
 #include <map>
+#include <mutex>
+#include <thread>
 
 #include <gtest/gtest.h>
 
@@ -202,6 +206,116 @@ TEST(DraftPairTest, ASlowDrafterIsNotWaitedFor) {
     const Figures figures = RunPair({.drafter_steps = drafter_steps});
     EXPECT_LE(figures.steps, 202);
   }
+}
+
+// A device: carries launched steps out on a thread of its own, each in its time.
+class Device final : public Runner {
+ public:
+  Device(HashRunnerOptions options, Duration step_time)
+      : runner_(options), info_(runner_.info()), step_time_(step_time) {
+    info_.runs_beside = true;
+    thread_ = std::thread([this] { Run(); });
+  }
+  ~Device() override {
+    {
+      std::lock_guard lock(mutex_);
+      stopped_ = true;
+    }
+    changed_.notify_all();
+    thread_.join();
+  }
+  const RunnerInfo& info() const override { return info_; }
+  absl::Status Launch(const StepPlan& plan) override {
+    std::lock_guard lock(mutex_);
+    changed_.notify_all();
+    ++launched_;
+    return runner_.Launch(plan);
+  }
+  absl::StatusOr<StepResult> Wait() override {
+    std::unique_lock lock(mutex_);
+    changed_.wait(lock, [this] { return done_ > 0; });
+    --done_;
+    return runner_.Wait();
+  }
+
+ private:
+  void Run() {
+    std::unique_lock lock(mutex_);
+    while (true) {
+      changed_.wait(lock, [this] { return launched_ > 0 || stopped_; });
+      if (stopped_) return;
+      --launched_;
+      lock.unlock();
+      std::this_thread::sleep_for(step_time_);
+      lock.lock();
+      ++done_;
+      changed_.notify_all();
+    }
+  }
+
+  HashRunner runner_;
+  RunnerInfo info_;
+  const Duration step_time_;
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  int launched_ = 0, done_ = 0;
+  bool stopped_ = false;
+  std::thread thread_;
+};
+
+// Engine, device and drafter on threads of their own: plans are put off for drafts while the step
+// before runs, and the tokens stay the model's own.
+TEST(DraftPairTest, PlansBehindARunningStepWaitForItsDrafts) {
+  constexpr int32_t kRequests = 4;
+  HashRunnerOptions options;
+  options.num_blocks = 2000;
+  HashRunnerOptions draft_options = options;
+  draft_options.model.agreement = 0.7;
+  DraftEngine drafter({}, std::make_unique<HashRunner>(draft_options), SteadyClock::Get());
+  DraftSpeculatorOptions spec;
+  spec.vocab_size = options.model.vocab_size;
+  spec.draft_len = 3;
+  spec.ngram = false;
+  auto owned = std::make_unique<DraftSpeculator>(spec);
+  DraftSpeculator* speculator = owned.get();
+  auto link = std::make_shared<EngineLink>(&drafter, speculator);
+  link->SetId(speculator->AddLink(link));
+  std::map<RequestHandle, std::vector<TokenId>> outputs;
+  std::atomic<int32_t> finished = 0;
+  Engine engine({.launch_ahead = true},
+                std::make_unique<Device>(options, std::chrono::milliseconds(4)), std::move(owned),
+                SteadyClock::Get(), nullptr, [&](EngineOutput output) {
+                  for (const auto& d : output.deltas) {
+                    auto& tokens = outputs[d.request];
+                    tokens.insert(tokens.end(), d.delta.tokens.begin(), d.delta.tokens.end());
+                  }
+                  finished += static_cast<int32_t>(output.finished.size());
+                  if (finished == kRequests) engine.Stop();
+                });
+  std::vector<GenerationRequest> requests(kRequests);
+  for (int32_t r = 0; r < kRequests; ++r) {
+    GenerationRequest& request = requests[r];
+    for (int32_t i = 0; i < 40; ++i) request.prompt.push_back(1 + (i * 7 + r) % 100);
+    request.sampling.seed = 100 + static_cast<uint64_t>(r);
+    request.sampling.max_tokens = 200;
+    request.sampling.ignore_eos = true;
+    request.decoding = DecodingMode::kDraft;
+    ASSERT_TRUE(engine.Submit(r, request).ok());
+  }
+  std::thread drafting([&] { EXPECT_TRUE(drafter.Run().ok()); });
+  EXPECT_TRUE(engine.Run().ok());
+  drafter.Stop();
+  drafting.join();
+  const HashModel model(options.model);
+  for (int32_t r = 0; r < kRequests; ++r) {
+    EXPECT_EQ(outputs[r], model.Generate(requests[r].prompt, requests[r].sampling, 0));
+  }
+  const SpecCounters& n = speculator->counters();
+  EXPECT_GT(n.plans_delayed, 0u);
+  EXPECT_LE(n.plans_answered, n.plans_delayed);
+  std::printf("put off %lu plans, all drafts in time %lu, too late %lu: %.2f tokens per step\n",
+              n.plans_delayed, n.plans_answered, n.plans_overran,
+              Figures{.counters = n}.TokensPerStep(199 * kRequests));
 }
 
 }  // namespace

@@ -19,10 +19,11 @@ Duration SimDraftLink::Delay() {
 }
 
 // In order, unless the frame overtakes.
-void SimDraftLink::Carry(TimePoint* line_free, const std::function<void()>& arrive) {
+void SimDraftLink::Carry(TimePoint from, TimePoint* line_free,
+                         const std::function<void()>& arrive) {
   if (Chance(options_->lose)) return;
   for (int copies = Chance(options_->repeat) ? 2 : 1; copies > 0; --copies) {
-    TimePoint at = time_->Now() + Delay();
+    TimePoint at = from + Delay();
     if (!Chance(options_->overtake)) *line_free = at = std::max(at, *line_free);
     time_->At(at, [alive = alive_, arrive] {
       if (*alive) arrive();
@@ -33,7 +34,7 @@ void SimDraftLink::Carry(TimePoint* line_free, const std::function<void()>& arri
 bool SimDraftLink::Send(uint64_t incarnation, TargetFrame frame) {
   if (state_ == DraftLinkState::kDown || incarnation != incarnation_) return false;
   if (Chance(options_->corrupt)) Corrupt(&frame);
-  Carry(&to_drafter_free_, [this, incarnation, frame = std::move(frame)] {
+  Carry(time_->Now(), &to_drafter_free_, [this, incarnation, frame = std::move(frame)] {
     if (incarnation == incarnation_ && drafter_->engine != nullptr) {
       drafter_->engine->Deliver(target_, frame);
     }
@@ -53,9 +54,10 @@ void SimDraftLink::Connect() {
 void SimDraftLink::Receive(uint64_t incarnation, DraftFrame frame) {
   if (incarnation != incarnation_ || state_ == DraftLinkState::kDown) return;
   if (Chance(options_->corrupt)) Corrupt(&frame);
-  Carry(&to_target_free_, [this, incarnation, frame = std::move(frame)] {
-    mailbox_->Deliver(id_, incarnation, frame);
-  });
+  Carry(std::max(time_->Now(), drafter_->clock.Now()), &to_target_free_,
+        [this, incarnation, frame = std::move(frame)] {
+          mailbox_->Deliver(id_, incarnation, frame);
+        });
 }
 
 void SimDraftLink::Break(bool drafter_lives) {

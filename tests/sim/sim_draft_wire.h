@@ -26,6 +26,7 @@ struct SimDrafter {
   std::unique_ptr<DraftEngine> engine;  // null: dead
   int life = 0;
   bool paused = false;
+  ManualClock clock;  // its own: moves on within a step
 };
 
 class SimDraftLink final : public DraftLink {
@@ -50,7 +51,7 @@ class SimDraftLink final : public DraftLink {
  private:
   bool Chance(double p) { return std::uniform_real_distribution<>(0, 1)(*rng_) < p; }
   Duration Delay();
-  void Carry(TimePoint* line_free, const std::function<void()>& arrive);
+  void Carry(TimePoint from, TimePoint* line_free, const std::function<void()>& arrive);
   void Receive(uint64_t incarnation, DraftFrame frame);
   void Corrupt(TargetFrame* frame);
   void Corrupt(DraftFrame* frame);

@@ -32,8 +32,8 @@ class DraftEngine::Impl {
         clock_(clock),
         info_(runner_->info()),
         pool_(info_, options.prefix_cache),
-        table_(options, info_, &pool_, &building_, &outbox_),
-        planner_(options, info_, &pool_, &table_, &building_) {
+        table_(options, info_, &pace_, &pool_, &building_, &outbox_),
+        planner_(options, info_, &pool_, &pace_, &table_, &building_) {
     PublishState();
   }
 
@@ -73,6 +73,7 @@ class DraftEngine::Impl {
   DraftEngineCounters building_;
   DraftOutbox outbox_;
   DraftPool pool_;
+  DraftPace pace_;
   SessionTable table_;
   DraftPlanner planner_;
   DraftInbox::Contents contents_;
@@ -104,7 +105,8 @@ bool DraftEngine::Impl::ReadInbox(TimePoint now) {
 
 // One step of the model. False when no session has work that fits.
 absl::StatusOr<bool> DraftEngine::Impl::RunModel() {
-  const StepPlan& plan = planner_.Plan();
+  const TimePoint begin = clock_.Now();
+  const StepPlan& plan = planner_.Plan(begin);
   if (plan.empty()) return false;
   const TimePoint start = clock_.Now();
   RETURN_IF_ERROR(runner_->Launch(plan));
@@ -114,6 +116,7 @@ absl::StatusOr<bool> DraftEngine::Impl::RunModel() {
   ++building_.steps;
   planner_.Digest(result);
   for (DraftSession* s : planner_.planned()) table_.Propose(s, /*at_commit=*/false);
+  pace_.Observe(step_rows_, clock_.Now() - begin);
   return true;
 }
 

@@ -45,10 +45,12 @@ struct DraftEngineCounters {
   uint64_t commits = 0;
   uint64_t stale = 0;  // commits and closes of another epoch, or behind what is known
   uint64_t proposals = 0;
-  uint64_t branches = 0;       // begun
-  uint64_t branch_hits = 0;    // commits that a branch had foreseen
-  uint64_t branch_misses = 0;  // commits behind an enumeration that none had
-  uint64_t chain_kept = 0;     // drafts that a commit confirmed
+  uint64_t branches = 0;         // begun
+  uint64_t outcomes_spared = 0;  // ranked, but there was no time to draft for them
+  uint64_t chains_instead = 0;   // commits that asked for an enumeration which would have been late
+  uint64_t branch_hits = 0;      // commits that a branch had foreseen
+  uint64_t branch_misses = 0;    // commits behind an enumeration that none had
+  uint64_t chain_kept = 0;       // drafts that a commit confirmed
   uint64_t evictions = 0;
   uint64_t nacks = 0;
   uint64_t invalid = 0;  // of those

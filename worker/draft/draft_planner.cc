@@ -18,10 +18,12 @@ constexpr int32_t kCatchUpShare = 4;
 }  // namespace
 
 DraftPlanner::DraftPlanner(const DraftEngineOptions& options, const RunnerInfo& info,
-                           DraftPool* pool, SessionTable* table, DraftEngineCounters* counters)
+                           DraftPool* pool, const DraftPace* pace, SessionTable* table,
+                           DraftEngineCounters* counters)
     : options_(options),
       info_(info),
       pool_(pool),
+      pace_(pace),
       table_(table),
       counters_(counters),
       num_candidates_(std::min({options.max_candidates, info.vocab_size, kMaxGuessRanks})) {
@@ -72,7 +74,7 @@ DraftPlanner::Work DraftPlanner::BranchWork(const DraftSession& s,
 
 bool DraftPlanner::IsShort(const Work& work) { return work.rows() - work.sampled <= kShortGap; }
 
-void DraftPlanner::ChooseOutcomes(DraftSession* s) {
+void DraftPlanner::ChooseOutcomes(DraftSession* s, TimePoint now) {
   const DraftPath& trunk = *s->trunk;
   const int32_t positions = OutcomePositions(*s);
   if (!s->enumerates() || s->ranked || positions == 0) return;
@@ -88,13 +90,23 @@ void DraftPlanner::ChooseOutcomes(DraftSession* s) {
   }
   s->outcomes = RankOutcomes(draft_ranks, positions > in_flight, s->agreement.value(),
                              table_->ranks(), num_candidates_, s->want_branches);
+  const int32_t chosen = pace_->NumOutcomes({.interval = s->step,
+                                             .left = s->heard_at + s->step - now,
+                                             .positions = positions,
+                                             .want_len = s->want_len,
+                                             .sessions = table_->enumerating()},
+                                            s->outcomes, s->agreement.value());
+  counters_->outcomes_spared += s->outcomes.size() - static_cast<size_t>(chosen);
+  s->outcomes.resize(chosen);
   s->ranked = true;
 }
 
-void DraftPlanner::ListDemands() {
+void DraftPlanner::ListDemands(TimePoint now) {
   demands_.clear();
+  table_->SetEnumerating(static_cast<int32_t>(std::ranges::count_if(
+      table_->active(), [](const DraftSession* s) { return s->want_len > 0; })));
   std::erase_if(table_->active(), [&](DraftSession* s) {
-    ChooseOutcomes(s);
+    ChooseOutcomes(s, now);
     Demand demand{.session = s};
     const Work trunk = TrunkWork(*s);
     (IsShort(trunk) ? demand.drafts : demand.catch_up) += trunk.rows();
@@ -116,13 +128,13 @@ void DraftPlanner::ListDemands() {
 
 // --- The plan ---
 
-const StepPlan& DraftPlanner::Plan() {
+const StepPlan& DraftPlanner::Plan(TimePoint now) {
   plan_ = StepPlan{};
   plan_.step = next_step_;
   ++turn_;
   parts_.clear();
   sessions_.clear();
-  ListDemands();
+  ListDemands(now);
   // Demands of a target lie together.
   std::vector<std::span<const Demand>> targets;
   std::vector<int32_t> wanted;

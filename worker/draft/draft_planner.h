@@ -17,10 +17,10 @@ class DraftPlanner {
  public:
   // All outlive the planner.
   DraftPlanner(const DraftEngineOptions& options, const RunnerInfo& info, DraftPool* pool,
-               SessionTable* table, DraftEngineCounters* counters);
+               const DraftPace* pace, SessionTable* table, DraftEngineCounters* counters);
 
   // The next step; empty when nobody has work. Stands until the next call.
-  const StepPlan& Plan();
+  const StepPlan& Plan(TimePoint now);
   // The plan's result: drafts are appended to their paths.
   void Digest(const StepResult& result);
   // Sessions of the plan digested last; a few of them twice.
@@ -51,11 +51,11 @@ class DraftPlanner {
   Work TrunkWork(const DraftSession& s) const;
   Work BranchWork(const DraftSession& s, const OutcomeBranch& branch) const;
 
-  void ListDemands();
+  void ListDemands(TimePoint now);
   void PlanTarget(std::span<const Demand> demands, int32_t rows);
   int32_t PlanDrafts(DraftSession* s, int32_t rows);
   int32_t PlanPath(DraftSession* s, const OutcomeBranch* branch, Work work, int32_t rows);
-  void ChooseOutcomes(DraftSession* s);
+  void ChooseOutcomes(DraftSession* s, TimePoint now);
   int32_t BeginBranches(DraftSession* s, int32_t rows);
   void StartPath(DraftSession* s, DraftPath* path);
   void AddSpan(DraftSession* s, const OutcomeBranch* branch, const Work& work);
@@ -65,6 +65,7 @@ class DraftPlanner {
   const DraftEngineOptions options_;
   const RunnerInfo info_;
   DraftPool* const pool_;
+  const DraftPace* const pace_;
   SessionTable* const table_;
   DraftEngineCounters* const counters_;
   int32_t num_candidates_ = 0;

@@ -59,6 +59,8 @@ struct DraftSession {
   uint64_t heard = 0;      // order of the newest words of the target among all sessions
   TimePoint heard_at{};
   Duration interval{};   // between commits, smoothed
+  TimePoint grew_at{};   // newest commit that brought tokens ...
+  Duration step{};       // ... and the time between those, smoothed: the target's step
   TimePoint deadline{};  // when the next commit is expected
 
   int32_t base_len() const { return static_cast<int32_t>(tokens.size()); }

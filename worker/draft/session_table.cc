@@ -13,6 +13,12 @@ constexpr size_t kMaxSaltBytes = 256;
 constexpr size_t kMaxInFlight = 256;  // drafts of one verify: more is nonsense
 constexpr double kIntervalWeight = 0.2;
 
+// The newest gap, smoothed with those before it.
+Duration Smoothed(Duration average, Duration gap) {
+  if (average == Duration{}) return gap;
+  return average + Seconds(kIntervalWeight * ToSeconds(gap - average));
+}
+
 // Epochs wrap around.
 bool Older(uint32_t a, uint32_t b) { return static_cast<int32_t>(a - b) < 0; }
 
@@ -32,9 +38,11 @@ size_t SessionTable::KeyHasher::operator()(const Key& key) const {
 }
 
 SessionTable::SessionTable(const DraftEngineOptions& options, const RunnerInfo& info,
-                           DraftPool* pool, DraftEngineCounters* counters, DraftOutbox* outbox)
+                           const DraftPace* pace, DraftPool* pool, DraftEngineCounters* counters,
+                           DraftOutbox* outbox)
     : options_(options),
       info_(info),
+      pace_(pace),
       pool_(pool),
       counters_(counters),
       outbox_(outbox),
@@ -71,10 +79,7 @@ void SessionTable::Hear(DraftSession* s, TimePoint now) {
   s->heard = next_heard_++;
   if (holds) holders_.insert({s->heard, s});
   if (s->heard_at != TimePoint{}) {
-    const Duration gap = now - s->heard_at;
-    s->interval = s->interval == Duration{}
-                      ? gap
-                      : s->interval + Seconds(kIntervalWeight * ToSeconds(gap - s->interval));
+    s->interval = Smoothed(s->interval, now - s->heard_at);
   }
   s->heard_at = now;
   s->blocked = false;
@@ -239,13 +244,29 @@ void SessionTable::Commit(TargetId target, DraftCommit commit, TimePoint now) {
   Hear(s, now);
   if (!added.empty()) {
     const RebaseOutcome outcome = Rebase(s, added, pool_, &ranks_);
+    if (s->grew_at != TimePoint{}) s->step = Smoothed(s->step, now - s->grew_at);
+    s->grew_at = now;
     counters_->chain_kept += outcome.drafts_kept;
     if (outcome.enumerated) ++(outcome.hit ? counters_->branch_hits : counters_->branch_misses);
   }
-  SetWants(s, std::move(commit.in_flight), std::min(commit.want_len, options_.max_len),
-           std::min(commit.want_branches, options_.max_branches), pool_);
+  Want(s, std::move(commit));
   s->heard_now = true;
   Activate(s);
+}
+
+// An enumeration that would come too late is answered by a chain, which may reach over what is
+// verified.
+void SessionTable::Want(DraftSession* s, DraftCommit c) {
+  const auto in_flight = static_cast<int32_t>(c.in_flight.size());
+  int32_t branches = std::min(c.want_branches, options_.max_branches);
+  if (c.want_len > 0 && branches > 0 &&
+      !pace_->CanEnumerate(
+          {.interval = s->step, .positions = in_flight + 1, .sessions = enumerating()})) {
+    ++counters_->chains_instead;
+    branches = 0;
+    c.want_len += in_flight + 1;
+  }
+  SetWants(s, std::move(c.in_flight), std::min(c.want_len, options_.max_len), branches, pool_);
 }
 
 void SessionTable::Propose(DraftSession* s, bool at_commit) {

@@ -2,6 +2,7 @@
 // checked here, and costs its own session at most. Engine thread.
 #pragma once
 
+#include <algorithm>
 #include <cstdint>
 #include <memory>
 #include <set>
@@ -10,6 +11,7 @@
 #include <vector>
 
 #include "worker/draft/draft_outbox.h"
+#include "worker/draft/draft_pace.h"
 #include "worker/draft/draft_session.h"
 
 namespace paceline {
@@ -19,8 +21,8 @@ class SessionTable {
   using TargetId = DraftEngine::TargetId;
 
   // All outlive the table.
-  SessionTable(const DraftEngineOptions& options, const RunnerInfo& info, DraftPool* pool,
-               DraftEngineCounters* counters, DraftOutbox* outbox);
+  SessionTable(const DraftEngineOptions& options, const RunnerInfo& info, const DraftPace* pace,
+               DraftPool* pool, DraftEngineCounters* counters, DraftOutbox* outbox);
   ~SessionTable();
 
   // Applies a frame: opens, then commits, then closes.
@@ -44,6 +46,10 @@ class SessionTable {
   bool MakeRoom(DraftSession* session, int32_t blocks, uint64_t turn);
   // A path of the session has got its first blocks.
   void HoldsKv(DraftSession* session) { holders_.insert({session->heard, session}); }
+
+  // Sessions of the newest turn that enumerate: they share the steps.
+  void SetEnumerating(int32_t sessions) { enumerating_ = sessions; }
+  int32_t enumerating() const { return std::max(1, enumerating_); }
 
   int32_t size() const { return static_cast<int32_t>(sessions_.size()); }
   const GuessRanks& ranks() const { return ranks_; }
@@ -74,6 +80,7 @@ class SessionTable {
                  std::span<const TokenId>* added) const;
   bool InVocab(std::span<const TokenId> tokens) const;
   void Hear(DraftSession* session, TimePoint now);
+  void Want(DraftSession* session, DraftCommit commit);
   void Nack(TargetId target, const DraftSessionId& id, DraftNackReason reason,
             int32_t have_len = 0);
   Sessions::iterator Drop(Sessions::iterator it);
@@ -82,6 +89,7 @@ class SessionTable {
 
   const DraftEngineOptions options_;
   const RunnerInfo info_;
+  const DraftPace* const pace_;
   DraftPool* const pool_;
   DraftEngineCounters* const counters_;
   DraftOutbox* const outbox_;
@@ -90,7 +98,8 @@ class SessionTable {
   std::unordered_map<TargetId, int32_t> per_target_;
   std::vector<DraftSession*> active_;
   std::set<std::pair<uint64_t, DraftSession*>> holders_;  // of KV, by `heard`
-  bool any_blocked_ = false;                              // some session may be
+  int32_t enumerating_ = 0;
+  bool any_blocked_ = false;  // some session may be
   uint64_t next_heard_ = 1;
   std::vector<int32_t> references_;  // [num_blocks], all 0 between calls of NumFreedBy
 };

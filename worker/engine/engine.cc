@@ -76,6 +76,7 @@ class Engine::Impl {
  private:
   void TakeCommands();
   absl::Status ReadOne();
+  void AwaitDrafts();
   bool Publish();
   void PublishSnapshot(bool refresh_lists);
 
@@ -93,7 +94,9 @@ class Engine::Impl {
   absl::Status fault_;
   EngineSnapshot building_;
   TimePoint last_read_{};
-  double step_tokens_ = 0;  // moving average of output tokens per step
+  double step_tokens_ = 0;   // moving average of output tokens per step
+  double host_seconds_ = 0;  // moving average of planning and launching
+  Duration waited_{};        // for the newest result
   TimePoint last_refresh_{};
   uint64_t last_evictions_ = 0;
   bool lists_changed_ = true;
@@ -131,8 +134,10 @@ bool Engine::Impl::Publish() {
 // Reads and commits the oldest plan in flight.
 absl::Status Engine::Impl::ReadOne() {
   const bool alone = scheduler_.num_in_flight() == 1;
+  const TimePoint begin = clock_.Now();
   ASSIGN_OR_RETURN(const StepResult result, runner_->Wait());
   const TimePoint now = clock_.Now();
+  waited_ = now - begin;
   const uint64_t tokens_before = scheduler_.output_tokens();
   scheduler_.Commit(result, now);
 
@@ -149,6 +154,18 @@ absl::Status Engine::Impl::ReadOne() {
   return absl::OkStatus();
 }
 
+// What is planned now is launched behind the step in flight: there is time until that ends.
+void Engine::Impl::AwaitDrafts() {
+  if (speculator_ == nullptr || !info_.runs_beside || scheduler_.num_in_flight() != 1) return;
+  const Scheduler::InFlight step = scheduler_.OldestInFlight();
+  speculator_->AwaitDrafts({.now = clock_.Now(),
+                            .started = std::max(step.launched, last_read_),
+                            .rows = step.rows,
+                            .context = step.context,
+                            .host = Seconds(host_seconds_),
+                            .waited = waited_});
+}
+
 absl::StatusOr<bool> Engine::Impl::Step() {
   RETURN_IF_ERROR(fault_);
   TakeCommands();
@@ -162,6 +179,7 @@ absl::StatusOr<bool> Engine::Impl::Step() {
     fault_ = runner_->Launch(plan);
     RETURN_IF_ERROR(fault_);
     scheduler_.Launched(now);
+    host_seconds_ += kAverageWeight * (ToSeconds(clock_.Now() - now) - host_seconds_);
   }
   const bool dropped = Publish();
   const int32_t in_flight = scheduler_.num_in_flight();
@@ -205,6 +223,7 @@ void Engine::Impl::PublishSnapshot(bool refresh_lists) {
 
 absl::Status Engine::Impl::Run() {
   while (!inbox_.stopped()) {
+    AwaitDrafts();
     ASSIGN_OR_RETURN(const bool worked, Step());
     if (polls_) {
       inbox_.WaitForWork(

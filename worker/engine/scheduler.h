@@ -41,6 +41,17 @@ class Scheduler {
   // The result of the oldest launched plan.
   void Commit(const StepResult& result, TimePoint now);
 
+  // Of the oldest launched plan.
+  struct InFlight {
+    TimePoint launched{};
+    int32_t rows = 0;
+    int64_t context = 0;
+  };
+  InFlight OldestInFlight() const {
+    const Flight& flight = flights_.front();
+    return {.launched = flight.launched, .rows = flight.rows, .context = flight.context};
+  }
+
   // What has become public since the last call.
   EngineOutput TakeOutput();
 

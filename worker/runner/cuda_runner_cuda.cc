@@ -140,6 +140,7 @@ absl::StatusOr<std::unique_ptr<CudaRunner>> CudaRunner::Create(
   info.eos_token_ids = config.eos_token_ids;
   info.model_fingerprint = model->fingerprint;
   info.numerics_fingerprint = CudaNumericsFingerprint(device.compute_capability);
+  info.runs_beside = true;
   if (options.synthetic_acceptance > 0) info.numerics_fingerprint += "-synthetic";
 
   ASSIGN_OR_RETURN(CudaStream stream, CudaStream::Create());

@@ -20,6 +20,7 @@ struct RunnerInfo {
   std::vector<TokenId> eos_token_ids;
   std::string model_fingerprint;     // of the weights and config: keys the prefix cache
   std::string numerics_fingerprint;  // backend, ISA, dtypes, ranks, kernel build
+  bool runs_beside = false;          // a launched step runs by itself, before anybody waits for it
 };
 
 // Called from one thread, the engine's. At most two plans may be launched and not yet waited for.

@@ -18,7 +18,11 @@ DraftMetrics::DraftMetrics(const std::string& model)
     : set_({{"model", model}}),
       process_(&set_, "draft"),
       discarded_(
-          set_.NewCounter(Named("discarded_tokens_total"), "Tokens drafted and thrown away")) {
+          set_.NewCounter(Named("discarded_tokens_total"), "Tokens drafted and thrown away")),
+      outcomes_spared_(set_.NewCounter(Named("outcomes_spared_total"),
+                                       "Outcomes that there was no time to draft for")),
+      chains_instead_(set_.NewCounter(Named("chains_instead_total"),
+                                      "Chains sent where an enumeration would have been late")) {
   sessions_ = set_.NewGauge(Named("sessions"), "Open sessions");
   queue_depth_ = set_.NewGauge(Named("queue_depth"), "Sessions with work waiting");
   kv_usage_ = set_.NewGauge(Named("kv_cache_usage_ratio"), "Active blocks over all blocks");
@@ -70,6 +74,8 @@ void DraftMetrics::ReadEngine() const {
   proposals_[3].Follow(counters.stale);
   const uint64_t kept = std::min(counters.draft_rows, counters.chain_kept);
   discarded_.Follow(counters.draft_rows - kept);
+  outcomes_spared_.Follow(counters.outcomes_spared);
+  chains_instead_.Follow(counters.chains_instead);
 }
 
 std::vector<prometheus::MetricFamily> DraftMetrics::Collect() const {

@@ -37,7 +37,7 @@ class DraftMetrics final : public DraftProbe, public prometheus::Collectable {
   prometheus::Histogram *batch_size_, *propose_, *proposed_tokens_;
   std::vector<prometheus::Histogram*> exit_depth_;  // by reason
   mutable std::vector<FollowedCounter> proposals_;  // used, stale, cancelled, late
-  mutable FollowedCounter discarded_;
+  mutable FollowedCounter discarded_, outcomes_spared_, chains_instead_;
 
   mutable std::mutex mutex_;  // engine_, and what follows it
   const DraftEngine* engine_ = nullptr;

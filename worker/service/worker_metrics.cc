@@ -38,7 +38,8 @@ WorkerMetrics::WorkerMetrics(const std::string& model)
       outcome_hits_(set_.NewCounter(Named("spec_outcome_hits_total"),
                                     "Outcomes that an enumeration had foreseen")),
       outcome_misses_(set_.NewCounter(Named("spec_outcome_misses_total"),
-                                      "Outcomes that an enumeration had not foreseen")) {
+                                      "Outcomes that an enumeration had not foreseen")),
+      planned_(set_.NewCounter(Named("spec_planned_tokens_total"), "Drafts wanted by plans")) {
   running_ = set_.NewGauge(Named("requests_running"), "Sequences that hold KV");
   waiting_ = set_.NewGauge(Named("requests_waiting"), "Requests queued");
   kv_usage_ = set_.NewGauge(Named("kv_cache_usage_ratio"), "Active blocks over all blocks");
@@ -87,6 +88,19 @@ WorkerMetrics::WorkerMetrics(const std::string& model)
   fallbacks_ = Followed(set_.NewCounters(
       Named("spec_fallback_total"), "Steps that a sequence went without a remote draft", "reason",
       {"draft_late", "draft_down", "low_acceptance", "batch_full"}));
+  control_ = Followed(set_.NewCounters(Named("spec_control_total"), "Decisions of the controller",
+                                       "decision", {"probe", "engine_off", "sync_wait"}));
+  delayed_ = Followed(set_.NewCounters(Named("spec_delayed_plans_total"),
+                                       "Plans put off for drafts while a step ran", "result",
+                                       {"delayed", "answered", "overran"}));
+  sessions_ = Followed(
+      set_.NewCounters(Named("spec_sessions_total"), "What became of sessions at draft workers",
+                       "event", {"open", "reopen", "move", "nack", "quarantine", "silence"}));
+  drops_ = Followed(set_.NewCounters(
+      Named("spec_dropped_total"), "Parts of draft workers' frames that were not used", "reason",
+      {"unknown_session", "epoch", "incarnation", "stale_base", "bad_base", "prefix_hash",
+       "token_range", "size", "quarantined", "frame_size"}));
+  gain_ = set_.NewGauge(Named("spec_gain_ratio"), "Tokens per second with drafts over without");
   round_trip_ = set_.NewHistogram("paceline_draft_network_rtt_seconds",
                                   "Target to draft worker and back", StepBuckets());
 }
@@ -129,6 +143,20 @@ void WorkerMetrics::StepDone(StepPhase phase, Duration took, int32_t sequences, 
       fallback(FallbackReason::kNoLink) + fallback(FallbackReason::kQuarantined),
       fallback(FallbackReason::kController), spec.engine_off};
   for (size_t i = 0; i < fallbacks_.size(); ++i) fallbacks_[i].Follow(reasons[i]);
+  FollowControl(spec);
+}
+
+void WorkerMetrics::FollowControl(const SpecCounters& spec) {
+  const uint64_t control[] = {spec.probes, spec.engine_off, spec.sync_waits};
+  for (size_t i = 0; i < control_.size(); ++i) control_[i].Follow(control[i]);
+  const uint64_t delayed[] = {spec.plans_delayed, spec.plans_answered, spec.plans_overran};
+  for (size_t i = 0; i < delayed_.size(); ++i) delayed_[i].Follow(delayed[i]);
+  const uint64_t sessions[] = {spec.opens, spec.reopens,     spec.moves,
+                               spec.nacks, spec.quarantines, spec.silences};
+  for (size_t i = 0; i < sessions_.size(); ++i) sessions_[i].Follow(sessions[i]);
+  for (size_t i = 0; i < drops_.size(); ++i) drops_[i].Follow(spec.drops[i]);
+  planned_.Follow(spec.planned);
+  gain_->Set(spec.gain);
 }
 
 void WorkerMetrics::FirstToken(Duration since_submit) {

@@ -51,6 +51,7 @@ class WorkerMetrics final : public EngineProbe, public prometheus::Collectable {
 
  private:
   void ReadSnapshot() const;
+  void FollowControl(const SpecCounters& spec);
 
   MetricSet set_;
   ProcessMetrics process_;
@@ -72,7 +73,12 @@ class WorkerMetrics final : public EngineProbe, public prometheus::Collectable {
   // Follow the speculator's sums; the engine thread's.
   std::vector<FollowedCounter> spec_steps_;  // full, partial, local, none
   std::vector<FollowedCounter> fallbacks_;   // draft_late, draft_down, low_acceptance, batch_full
-  FollowedCounter late_, outcome_hits_, outcome_misses_;
+  FollowedCounter late_, outcome_hits_, outcome_misses_, planned_;
+  std::vector<FollowedCounter> control_;   // probe, engine_off, sync_wait
+  std::vector<FollowedCounter> delayed_;   // delayed, answered, overran
+  std::vector<FollowedCounter> sessions_;  // open, reopen, move, nack, quarantine, silence
+  std::vector<FollowedCounter> drops_;     // by DraftDrop
+  prometheus::Gauge* gain_;
   prometheus::Histogram* round_trip_;
 
   std::atomic<int64_t> drafted_ = 0, accepted_ = 0;

@@ -124,6 +124,10 @@ TEST(WorkerMetricsTest, FollowsSnapshotsAndTheSpeculatorsSums) {
   Page(metrics);
   snapshot.kv_counters.evictions = 6;
   spec.steps_ngram = 3;
+  spec.silences = 2;
+  spec.probes = 4;
+  spec.plans_answered = 6;
+  spec.gain = 1.5;
   spec.fallbacks[static_cast<size_t>(FallbackReason::kLate)] = 2;
   spec.fallbacks[static_cast<size_t>(FallbackReason::kMiss)] = 1;
   metrics.StepDone(StepPhase::kDecode, {}, 1, 1, 1);
@@ -134,6 +138,10 @@ TEST(WorkerMetricsTest, FollowsSnapshotsAndTheSpeculatorsSums) {
         "paceline_worker_kv_blocks{model=\"m\",state=\"cached\"} 3",
         "paceline_worker_kv_evictions_total{model=\"m\"} 6",
         "paceline_worker_spec_steps_total{model=\"m\",proposal=\"local\"} 3",
+        "paceline_worker_spec_sessions_total{model=\"m\",event=\"silence\"} 2",
+        "paceline_worker_spec_control_total{model=\"m\",decision=\"probe\"} 4",
+        "paceline_worker_spec_delayed_plans_total{model=\"m\",result=\"answered\"} 6",
+        "paceline_worker_spec_gain_ratio{model=\"m\"} 1.5",
         "paceline_worker_spec_fallback_total{model=\"m\",reason=\"draft_late\"} 3"}) {
     EXPECT_THAT(page, HasSubstr(line));
   }

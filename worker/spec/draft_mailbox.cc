@@ -14,6 +14,12 @@ size_t TotalTokens(const DraftProposal& proposal) {
   return total;
 }
 
+int32_t LongestOf(const DraftProposal& proposal) {
+  size_t most = 0;
+  for (const DraftBranch& branch : proposal.branches) most = std::max(most, branch.tokens.size());
+  return static_cast<int32_t>(most);
+}
+
 // Drops that say that the peer is broken, rather than late.
 bool IsHostile(DraftDrop reason) {
   return reason == DraftDrop::kBadBase || reason == DraftDrop::kPrefixHash ||
@@ -105,15 +111,23 @@ void DraftMailbox::Deliver(DraftLinkId link, uint64_t incarnation, DraftFrame fr
       ++quarantines_;
       slot->quarantined = true;
       slot->proposals.clear();
+      Await(slot, 0);
       continue;
     }
-    if (proposal.base_len < slot->bases.back().len) ++late_;
+    if (proposal.base_len < slot->bases.back().len) {
+      ++late_;
+    } else if (LongestOf(proposal) >= slot->enough) {
+      Await(slot, 0);
+    }
     Keep(slot, std::move(proposal));
   }
   for (const DraftNack& nack : frame.nacks) {
     std::lock_guard lock(mutex_);
     ++nacks_;
-    if (Slot* slot = Find(nack.id, link, incarnation)) slot->nack = nack;
+    Slot* slot = Find(nack.id, link, incarnation);
+    if (slot == nullptr) continue;
+    slot->nack = nack;
+    Await(slot, 0);
   }
 }
 
@@ -140,6 +154,7 @@ void DraftMailbox::Open(const DraftSessionId& id, DraftLinkId link, uint64_t inc
   std::lock_guard lock(mutex_);
   Slot& slot = slots_[id.session];
   const bool quarantined = slot.quarantined && slot.epoch == id.epoch;
+  Await(&slot, 0);
   slot = Slot{};
   slot.epoch = id.epoch;
   slot.link = link;
@@ -147,10 +162,11 @@ void DraftMailbox::Open(const DraftSessionId& id, DraftLinkId link, uint64_t inc
   slot.quarantined = quarantined;
 }
 
-void DraftMailbox::Told(uint64_t session, int32_t base_len, uint64_t prefix_hash) {
+void DraftMailbox::Told(uint64_t session, int32_t base_len, uint64_t prefix_hash, int32_t enough) {
   std::lock_guard lock(mutex_);
   const auto it = slots_.find(session);
   if (it == slots_.end()) return;
+  Await(&it->second, it->second.quarantined ? 0 : enough);
   std::deque<Slot::Base>& bases = it->second.bases;
   if (!bases.empty() && bases.back().len >= base_len) return;
   bases.push_back({.len = base_len, .hash = prefix_hash});
@@ -159,7 +175,34 @@ void DraftMailbox::Told(uint64_t session, int32_t base_len, uint64_t prefix_hash
 
 void DraftMailbox::Close(uint64_t session) {
   std::lock_guard lock(mutex_);
-  slots_.erase(session);
+  const auto it = slots_.find(session);
+  if (it == slots_.end()) return;
+  Await(&it->second, 0);
+  slots_.erase(it);
+}
+
+void DraftMailbox::Await(Slot* slot, int32_t enough) {
+  asked_ += enough > 0 ? 1 : 0;
+  unanswered_ += (enough > 0 ? 1 : 0) - (slot->enough > 0 ? 1 : 0);
+  slot->enough = enough;
+  if (unanswered_ == 0) answered_.notify_all();
+}
+
+double DraftMailbox::AwaitAnswers(Duration most) {
+  std::unique_lock lock(mutex_);
+  answered_.wait_for(lock, most, [this] { return unanswered_ == 0; });
+  const int32_t asked = std::max(std::exchange(asked_, 0), unanswered_);
+  return asked == 0 ? 1 : 1 - static_cast<double>(unanswered_) / asked;
+}
+
+bool DraftMailbox::awaits_answers() const {
+  std::lock_guard lock(mutex_);
+  return unanswered_ > 0;
+}
+
+void DraftMailbox::AwaitNothing(uint64_t session) {
+  std::lock_guard lock(mutex_);
+  if (const auto it = slots_.find(session); it != slots_.end()) Await(&it->second, 0);
 }
 
 void DraftMailbox::Take(uint64_t session, DraftMail* mail) {

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <array>
+#include <condition_variable>
 #include <cstdint>
 #include <deque>
 #include <memory>
@@ -14,6 +15,7 @@
 #include <unordered_map>
 #include <vector>
 
+#include "common/clock.h"
 #include "common/types/draft_messages.h"
 #include "worker/spec/spec_counters.h"
 
@@ -49,11 +51,19 @@ class DraftMailbox {
   // The session is open at this drafter; replaces an older epoch or place, and its mail. A
   // quarantine outlives a change of place within the epoch.
   void Open(const DraftSessionId& id, DraftLinkId link, uint64_t incarnation);
-  // A base that the drafter was told, with the hash of its prefix.
-  void Told(uint64_t session, int32_t base_len, uint64_t prefix_hash);
+  // A base that the drafter was told, with the hash of its prefix. `enough`: tokens of the longest
+  // branch or chain for it that answer what was asked with it; 0 = nothing was asked.
+  void Told(uint64_t session, int32_t base_len, uint64_t prefix_hash, int32_t enough = 0);
   void Close(uint64_t session);
   // Empties the session's slot. Cheap when nothing is there.
   void Take(uint64_t session, DraftMail* mail);
+
+  // Until all that was asked with the newest bases is answered, or for `most`. Returns the share
+  // of it that is.
+  double AwaitAnswers(Duration most);
+  bool awaits_answers() const;
+  // The session's drafter has gone: nothing will come.
+  void AwaitNothing(uint64_t session);
 
   // The newest report of a link's drafter.
   DraftLoad load(DraftLinkId link) const;
@@ -69,6 +79,7 @@ class DraftMailbox {
     DraftLinkId link = 0;
     uint64_t incarnation = 0;
     bool quarantined = false;
+    int32_t enough = 0;  // of an answer that is awaited
     struct Base {
       int32_t len = 0;
       uint64_t hash = 0;
@@ -81,12 +92,16 @@ class DraftMailbox {
   Slot* Find(const DraftSessionId& id, DraftLinkId link, uint64_t incarnation);
   std::optional<DraftDrop> Check(const Slot& slot, const DraftProposal& proposal) const;
   void Keep(Slot* slot, DraftProposal proposal);
+  void Await(Slot* slot, int32_t enough);
   bool TokensFit(std::span<const TokenId> tokens) const;
   void Count(DraftDrop reason) { ++drops_[static_cast<size_t>(reason)]; }
 
   const DraftMailboxLimits limits_;
   mutable std::mutex mutex_;
+  std::condition_variable answered_;
   std::unordered_map<uint64_t, Slot> slots_;
+  int32_t asked_ = 0;       // since answers were awaited last
+  int32_t unanswered_ = 0;  // slots that await an answer
   struct Heard {
     DraftLoad load;
     uint64_t frames = 0;

@@ -47,8 +47,8 @@ class DraftMailboxTest : public testing::Test {
     Tell(10);
     Tell(12);
   }
-  void Tell(int32_t base_len) {
-    mailbox_.Told(kId.session, base_len, 1000u + static_cast<uint64_t>(base_len));
+  void Tell(int32_t base_len, int32_t enough = 0) {
+    mailbox_.Told(kId.session, base_len, 1000u + static_cast<uint64_t>(base_len), enough);
   }
   void Deliver(DraftProposal proposal, DraftLinkId link = kLink,
                uint64_t incarnation = kIncarnation) {
@@ -376,6 +376,46 @@ TEST(DraftMailboxThreadsTest, FramesOfAnythingFromManyThreads) {
   for (std::thread& t : receivers) t.join();
   mailbox.AddCountersTo(&counters);
   EXPECT_GT(counters.proposals_received, 0u);
+}
+
+TEST_F(DraftMailboxTest, AnswersAreAwaitedUntilTheyAreLongEnough) {
+  constexpr Duration kNotAtAll{};
+  EXPECT_EQ(mailbox_.AwaitAnswers(kNotAtAll), 1);  // nothing was asked
+  Tell(14, 2);
+  EXPECT_TRUE(mailbox_.awaits_answers());
+  Deliver(Chain(12, {1, 2, 3}));  // of an older base
+  Deliver(Enumerated(14, {{.accepted = 0, .next = 1, .tokens = {2}}}));
+  EXPECT_EQ(mailbox_.AwaitAnswers(kNotAtAll), 0);
+  Deliver(Enumerated(14, {{.accepted = 0, .next = 1, .tokens = {2, 3}}}));
+  EXPECT_FALSE(mailbox_.awaits_answers());
+  EXPECT_EQ(mailbox_.AwaitAnswers(kNotAtAll), 1);
+}
+
+TEST_F(DraftMailboxTest, AnAnswerEndsTheWait) {
+  Tell(14, 1);
+  std::thread drafter([this] { Deliver(Chain(14, {1})); });
+  EXPECT_EQ(mailbox_.AwaitAnswers(std::chrono::minutes(1)), 1);
+  drafter.join();
+}
+
+TEST_F(DraftMailboxTest, NothingIsAwaitedOfWhoWillNotAnswer) {
+  const DraftSessionId other{.session = 6, .epoch = 1};
+  mailbox_.Open(other, kLink, kIncarnation);
+  mailbox_.Told(other.session, 10, 1, 3);
+  Tell(14, 1);
+  EXPECT_EQ(mailbox_.AwaitAnswers({}), 0);
+  mailbox_.Close(other.session);
+  Tell(16, 1);
+  mailbox_.Deliver(kLink, kIncarnation, {.nacks = {{.id = kId}}});
+  EXPECT_FALSE(mailbox_.awaits_answers());
+  Tell(18, 1);
+  mailbox_.AwaitNothing(kId.session);
+  EXPECT_FALSE(mailbox_.awaits_answers());
+  Tell(20, 1);
+  Deliver(Chain(20, {-5}));  // quarantined
+  EXPECT_FALSE(mailbox_.awaits_answers());
+  Tell(22, 1);
+  EXPECT_FALSE(mailbox_.awaits_answers());
 }
 
 }  // namespace

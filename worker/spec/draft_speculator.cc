@@ -1,6 +1,7 @@
 #include "worker/spec/draft_speculator.h"
 
 #include <algorithm>
+#include <optional>
 #include <utility>
 
 #include "absl/container/flat_hash_map.h"
@@ -9,6 +10,7 @@
 #include "worker/spec/draft_tree.h"
 #include "worker/spec/drafted_sequence.h"
 #include "worker/spec/drafter_table.h"
+#include "worker/spec/plan_delay.h"
 
 namespace paceline {
 namespace {
@@ -70,6 +72,7 @@ class DraftSpeculator::Impl {
   SpecProposal Propose(const SpecSequence& sequence, int32_t max_drafts, bool ahead);
   void Launched(const SpecSequence& sequence, std::span<const TokenId> in_flight);
   bool WantsToWait(const SpecSequence& sequence);
+  void AwaitDrafts(const SpecStepInFlight& step);
   void Committed(const SpecSequence& sequence, const SpecOutcome& outcome);
   void End(const DraftSessionId& id);
   void Flush();
@@ -111,8 +114,8 @@ class DraftSpeculator::Impl {
 
   void Tell(DraftedSequence* s, const SpecSequence& sequence, std::span<const TokenId> in_flight,
             bool ahead);
-  RemoteSession::Want WantOf(const DraftedSequence& s, const Drafter& drafter, int32_t verified,
-                             bool ahead) const;
+  RemoteSession::Want WantOf(const DraftedSequence& s, const SpecSequence& sequence,
+                             const Drafter& drafter, int32_t verified, bool ahead) const;
   Drafter* KeepOpen(DraftedSequence* s, const SpecSequence& sequence);
   void CountLaunch(const DraftedSequence& s);
   void CountOutcome(const DraftFlight& flight, const SpecOutcome& outcome);
@@ -123,6 +126,8 @@ class DraftSpeculator::Impl {
   DraftMailbox mailbox_;
   DrafterTable drafters_;
   DraftController controller_;
+  PlanDelay delay_;
+  std::optional<double> delayed_;  // the newest plan was put off: share of drafts that came
   absl::flat_hash_map<uint64_t, std::unique_ptr<DraftedSequence>> by_session_;
   std::vector<DraftedSequence*> sequences_;  // in the order of Begin
   SpecCounters counting_;
@@ -208,6 +213,7 @@ SpecProposal DraftSpeculator::Impl::Propose(const SpecSequence& sequence, int32_
   const int32_t count = std::min(Wanted(*s), max_drafts);
   if (Remote(*s)) ReadMail(s, sequence);
   s->remote_wanted = Remote(*s) && count > 0;
+  counting_.planned += std::max(0, count);
   s->reason = Remote(*s) ? FallbackReason::kController : FallbackReason::kMode;
   SpecProposal proposal;
   if (s->mode == DecodingMode::kNgram) {
@@ -360,33 +366,56 @@ bool DraftSpeculator::Impl::WantsToWait(const SpecSequence& sequence) {
   return true;
 }
 
+// The step in flight runs meanwhile: nothing stands still for a draft.
+void DraftSpeculator::Impl::AwaitDrafts(const SpecStepInFlight& step) {
+  if (delayed_) delay_.Observe(*std::exchange(delayed_, std::nullopt), step.waited);
+  if (!mailbox_.awaits_answers()) return;
+  const double takes = controller_.cost().Seconds(step.rows, step.context);
+  const Duration longest = delay_.Longest(
+      {.now = step.now, .started = step.started, .takes = Seconds(takes), .host = step.host});
+  if (longest <= Duration::zero()) return;
+  delayed_ = mailbox_.AwaitAnswers(longest);
+  ++counting_.plans_delayed;
+  counting_.plans_answered += *delayed_ >= 1 ? 1 : 0;
+}
+
 // --- Telling drafters ---
 
 void DraftSpeculator::Impl::Tell(DraftedSequence* s, const SpecSequence& sequence,
                                  std::span<const TokenId> in_flight, bool ahead) {
   if (!Remote(*s)) return;
   Drafter* drafter = KeepOpen(s, sequence);
-  if (drafter == nullptr) return;
+  if (drafter == nullptr) return mailbox_.AwaitNothing(s->session);
   const auto verified = static_cast<int32_t>(in_flight.size());
-  s->remote.Tell(sequence.tokens, in_flight, WantOf(*s, *drafter, verified, ahead), drafter,
-                 &mailbox_);
+  s->remote.Tell(sequence.tokens, in_flight, WantOf(*s, sequence, *drafter, verified, ahead),
+                 drafter, &mailbox_);
 }
 
 // What to ask for. A chain has to reach over the outcome of the step in flight, and a step launched
-// ahead puts one more between question and use.
-RemoteSession::Want DraftSpeculator::Impl::WantOf(const DraftedSequence& s, const Drafter& drafter,
-                                                  int32_t verified, bool ahead) const {
+// ahead puts one more between question and use, unless plans are put off until the answer is there.
+RemoteSession::Want DraftSpeculator::Impl::WantOf(const DraftedSequence& s,
+                                                  const SpecSequence& sequence,
+                                                  const Drafter& drafter, int32_t verified,
+                                                  bool ahead) const {
   RemoteSession::Want want{.len = Wanted(s)};
   if (want.len == 0) return want;
-  if (ahead) want.len += 1 + want.len;
+  const int32_t room =
+      sequence.max_len - static_cast<int32_t>(sequence.tokens.size()) - verified - 2;
+  want.enough = std::clamp(room, 0, want.len);
+  const bool late = ahead && counting_.plans_delayed > 0 && delay_.pays();
+  if (ahead && !late) want.len += 1 + want.len;
   if (s.strategy == DraftStrategy::kEnumerate) {
     const int32_t others = std::max(0, drafter.load.sessions - drafter.sessions);
     const int32_t share = options_.branch_rows / std::max(1, drafter.asking + others);
     want.branches = std::min(options_.max_branches, share);
     if (want.branches < kLeastBranches) want.branches = 0;
   }
-  if (want.branches == 0 && s.strategy != DraftStrategy::kSync) want.len += verified + 1;
+  if (want.branches == 0 && s.strategy != DraftStrategy::kSync) {
+    want.len += verified + 1;
+    if (want.enough > 0) want.enough += verified + 1;
+  }
   want.len = std::min(want.len, kMaxWantLen);
+  want.enough = std::min(want.enough, want.len);
   return want;
 }
 
@@ -551,7 +580,9 @@ void DraftSpeculator::Impl::EndStep(const SpecStepTiming& timing) {
   opens_ = open_tokens_ = indexed_ = 0;
   mailbox_.AddCountersTo(&counting_);
   counting_.probes = controller_.probes();
+  counting_.gain = controller_.gain();
   counting_.engine_off = controller_.times_off();
+  counting_.plans_overran = delay_.overruns();
   published_ = counting_;
 }
 
@@ -586,6 +617,8 @@ void DraftSpeculator::EndLaunch() { impl_->Flush(); }
 bool DraftSpeculator::WantsToWait(const SpecSequence& sequence) {
   return impl_->WantsToWait(sequence);
 }
+
+void DraftSpeculator::AwaitDrafts(const SpecStepInFlight& step) { impl_->AwaitDrafts(step); }
 
 void DraftSpeculator::Committed(const SpecSequence& sequence, const SpecOutcome& outcome) {
   impl_->Committed(sequence, outcome);

@@ -1,6 +1,6 @@
 // Speculation as the engine calls it: remote drafts from several draft workers, the local n-gram
-// draft that covers misses, and the controller that decides how much of either pays. Never waits:
-// what has not arrived when Propose is called does not exist.
+// draft that covers misses, and the controller that decides how much of either pays. What has not
+// arrived when Propose is called does not exist; only the plan behind a running step is put off.
 //
 // Engine thread: everything of Speculator, and counters(). Any thread: AddLink, RemoveLink,
 // mailbox().
@@ -54,6 +54,7 @@ class DraftSpeculator final : public Speculator {
   void Launched(const SpecSequence& sequence, std::span<const TokenId> in_flight) override;
   void EndLaunch() override;
   bool WantsToWait(const SpecSequence& sequence) override;
+  void AwaitDrafts(const SpecStepInFlight& step) override;
   void Committed(const SpecSequence& sequence, const SpecOutcome& outcome) override;
   void End(const DraftSessionId& id) override;
   void EndStep(const SpecStepTiming& timing) override;

@@ -65,7 +65,7 @@ void RemoteSession::Tell(std::span<const TokenId> tokens, std::span<const TokenI
   last_want_ = want;
   last_in_flight_.assign(in_flight.begin(), in_flight.end());
   shelf_.Told(len, in_flight);
-  mailbox->Told(session_, len, told_hash_);
+  mailbox->Told(session_, len, told_hash_, want.enough);
   if (want.len > 0) ++drafter->asked;
   drafter->frame.commits.push_back({.id = wire_id_,
                                     .base_len = len,

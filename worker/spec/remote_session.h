@@ -36,6 +36,7 @@ class RemoteSession {
   struct Want {
     int32_t len = 0;
     int32_t branches = 0;
+    int32_t enough = 0;  // tokens of a branch, or of the chain, that the next step can use
   };
   // Tells what has been committed since the last call and what is verified behind it. Says nothing
   // where there is nothing new; while no drafts are wanted, only now and then.

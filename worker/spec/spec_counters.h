@@ -54,10 +54,15 @@ struct SpecCounters {
   uint64_t proposals_stale = 0;  // dropped unused: disagreed or outlived
   uint64_t outcome_hits = 0;     // enumerated, and the outcome was among the branches
   uint64_t outcome_misses = 0;
-  uint64_t wanted_remote = 0;  // sequence-steps in which a remote draft was wanted
-  uint64_t probes = 0;         // verifies made only to measure
-  uint64_t engine_off = 0;     // times speculation was turned off for the whole engine
-  uint64_t sync_waits = 0;     // steps sat out in mode sync
+  uint64_t wanted_remote = 0;   // sequence-steps in which a remote draft was wanted
+  uint64_t planned = 0;         // drafts that the controller or the request asked for
+  double gain = 1;              // of drafting over plain, as the controller judged it last
+  uint64_t probes = 0;          // verifies made only to measure
+  uint64_t engine_off = 0;      // times speculation was turned off for the whole engine
+  uint64_t sync_waits = 0;      // steps sat out in mode sync
+  uint64_t plans_delayed = 0;   // put off for drafts while the step before ran ...
+  uint64_t plans_answered = 0;  // ... and all of them came,
+  uint64_t plans_overran = 0;   // ... or that step had ended before the launch
   std::array<uint64_t, static_cast<size_t>(FallbackReason::kNumReasons)> fallbacks{};
   std::array<uint64_t, static_cast<size_t>(DraftDrop::kNumReasons)> drops{};
 

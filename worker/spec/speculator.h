@@ -1,6 +1,6 @@
 // What the engine asks of speculation, behind one interface: remote drafts, the local n-gram draft
 // and the controller that chooses among them sit behind it. All calls come from the engine thread,
-// none blocks, and none can change a token: a wrong proposal costs speed only.
+// none but AwaitDrafts blocks, and none can change a token: a wrong proposal costs speed only.
 #pragma once
 
 #include <cstdint>
@@ -62,6 +62,16 @@ struct SpecStepTiming {
   int32_t sequences = 0;
 };
 
+// A step that runs beside an engine that launches ahead.
+struct SpecStepInFlight {
+  TimePoint now{};
+  TimePoint started{};
+  int32_t rows = 0;
+  int64_t context = 0;
+  Duration host{};    // that the engine usually takes to plan a step and to launch it
+  Duration waited{};  // from the newest launch to the result of the step before it
+};
+
 class Speculator {
  public:
   virtual ~Speculator() = default;
@@ -85,6 +95,10 @@ class Speculator {
   // being made, and the engine may leave the sequence out of the step. Bounded: at most a few times
   // kPollsPerStep per base, and in steps where others run.
   virtual bool WantsToWait(const SpecSequence&) { return false; }
+
+  // The engine would plan the next step now, while this one runs. Blocks as long as drafts for its
+  // outcome may still come and planning them will be done before it ends; no longer.
+  virtual void AwaitDrafts(const SpecStepInFlight&) {}
 
   virtual void Committed(const SpecSequence& sequence, const SpecOutcome& outcome) = 0;
 
