@@ -5,7 +5,7 @@
 #   ninja -C build/serving paceline paceline-router paceline-worker
 #   tests/gpu_serving.sh build/serving            the bundled pair, and Llama-3-8B's layers with random weights
 #   tests/gpu_serving.sh build/serving FOLDER     also the time to load tests/bench/random_llama.py FOLDER --weights
-# TREE may be a copy elsewhere: TREE/bin, and TREE/lib with the libraries. Each run ends within a minute.
+# TREE may be a copy elsewhere: TREE/bin, and TREE/lib with the libraries. Each run ends within two minutes.
 set -u
 tree=${1:?usage: tests/gpu_serving.sh TREE [FOLDER]}
 weights=${2:-}
@@ -58,7 +58,7 @@ stop() {
 }
 
 compare() {
-  timeout 60 "$tree/bin/paceline" bench --router "$router" --ignore-eos --rounds 1 --compare plain,sync,chain,enumerate "$@"
+  timeout 120 "$tree/bin/paceline" bench --router "$router" --ignore-eos --rounds 1 --compare plain,sync,chain,enumerate "$@"
 }
 
 printf '%s\n' "Once upon a time" "It was a dark and stormy night" "The old man looked at the sea and" \

@@ -246,7 +246,10 @@ CudaDecoder::AttentionArrays CudaDecoder::StageAttention(
 
 // Work of a span without rows is no work.
 void CudaDecoder::PadAttention() {
-  CHECK(plan_.large_items.empty());
+  if (!plan_.large_items.empty()) {  // their number follows from the lengths: no shape
+    shape_.reset();
+    return;
+  }
   const auto pad = [](auto& list, auto value) {
     const int32_t count = CountBucket(static_cast<int32_t>(list.size()));
     list.resize(static_cast<size_t>(count), value);
