@@ -25,30 +25,34 @@ struct MmaLane {
   float c[4];
 };
 
+inline float HalfOf(unsigned pair, int i) {
+  return __uint_as_float(i == 0 ? pair << 16 : pair & 0xffff0000u);
+}
+
+// Tensor cores of sm_90 add the 16 products and c in one go: their order changes no bit.
+inline float SumOfProducts(float c, const float (&a)[16], const float (&b)[16]) {
+  double sum = double{c};
+  for (int k = 0; k < 16; ++k) sum += double{a[k]} * double{b[k]};
+  return static_cast<float>(sum);
+}
+
 inline void MmaTogether(unsigned char* lanes) {
   MmaLane lane[32];
   for (int i = 0; i < 32; ++i) {
     memcpy(&lane[i], lanes + static_cast<size_t>(i) * emulation::kExchangeStride, sizeof(MmaLane));
   }
-  const auto half = [](unsigned pair, int i) {
-    return __uint_as_float(i == 0 ? pair << 16 : pair & 0xffff0000u);
-  };
   float a[16][16], b[8][16];  // b by columns
   for (int k = 0; k < 16; ++k) {
     for (int row = 0; row < 16; ++row) {
-      a[row][k] = half(lane[(row % 8) * 4 + (k % 8) / 2].a[row / 8 + 2 * (k / 8)], k % 2);
+      a[row][k] = HalfOf(lane[(row % 8) * 4 + (k % 8) / 2].a[row / 8 + 2 * (k / 8)], k % 2);
     }
     for (int column = 0; column < 8; ++column) {
-      b[column][k] = half(lane[column * 4 + (k % 8) / 2].b[k / 8], k % 2);
+      b[column][k] = HalfOf(lane[column * 4 + (k % 8) / 2].b[k / 8], k % 2);
     }
   }
   for (int i = 0; i < 32; ++i) {
     for (int j = 0; j < 4; ++j) {
-      float sum = lane[i].c[j];
-      for (int k = 0; k < 16; ++k) {
-        sum += a[i / 4 + j / 2 * 8][k] * b[i % 4 * 2 + j % 2][k];
-      }
-      lane[i].c[j] = sum;
+      lane[i].c[j] = SumOfProducts(lane[i].c[j], a[i / 4 + j / 2 * 8], b[i % 4 * 2 + j % 2]);
     }
     memcpy(lanes + static_cast<size_t>(i) * emulation::kExchangeStride, &lane[i], sizeof(MmaLane));
   }

@@ -5,9 +5,9 @@
 //
 // A block's threads are fibers of one host thread; they switch at barriers and warp operations.
 // Blocks run one after another, a launch is done when it returns. What a real GPU leaves undefined
-// is made visible: memory starts as 0xff bytes (NaN), cp.async writes only when it is waited for,
-// the order of threads changes from launch to launch, and a barrier that some threads never reach
-// ends the process.
+// is made visible: memory starts as 0xff bytes (NaN), asynchronous copies write and warpgroups'
+// products read and write only when they are waited for, the order of threads changes from launch
+// to launch, and a barrier that some threads never reach ends the process.
 #pragma once
 
 #include <algorithm>
@@ -15,6 +15,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 
 #define PACELINE_CUDA_EMULATION 1
 
@@ -68,6 +69,22 @@ unsigned char* DynamicShared();
 void CopyAsync(void* to, const void* from, size_t bytes, size_t zeros);
 void CommitCopies();
 void WaitCopies(int groups_left);
+
+// A barrier of `count` threads of the block, by number, apart from SyncThreads.
+void SyncNamed(int barrier, int count);
+
+// Barriers with phases, which lie in shared memory (mbarrier.cuh).
+void InitPhases(uint64_t* barrier, int arrivals);
+void ArriveAtPhase(uint64_t* barrier, int bytes_to_come);
+void WaitForPhase(uint64_t* barrier, unsigned parity);
+// A copy that counts `bytes` towards the barrier's phase and is done when that is waited for; until
+// then its destination is 0xff.
+void CopyTowards(uint64_t* barrier, void* to, size_t bytes, std::function<void()> copy);
+
+// A warpgroup's products, each thread's part: done when they are waited for (wgmma.cuh).
+void Defer(std::function<void()> product);
+void CommitProducts();
+void WaitProducts(int groups_left);
 
 // Runs kernel(params) for every thread of the grid.
 void Run(void (*kernel)(const void* kernel, const void* params), const void* function,

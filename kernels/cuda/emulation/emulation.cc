@@ -1,6 +1,7 @@
 // Fibers, warp exchange, asynchronous copies and the runtime's host functions of the emulation.
 #include <cstdio>
 #include <cstdlib>
+#include <map>
 #include <memory>
 #include <random>
 #include <vector>
@@ -49,13 +50,22 @@ namespace {
 constexpr size_t kStackBytes = size_t{256} << 10;
 constexpr int kWarp = 32;
 
-enum class State { kRunnable, kAtBarrier, kAtExchange, kDone };
+enum class State { kRunnable, kAtBarrier, kAtExchange, kWaiting, kDone };
 
 struct Copy {
   unsigned char* to;
   const unsigned char* from;
   size_t bytes, zeros;
 };
+
+// In shared memory, as eight bytes.
+struct Phases {
+  uint16_t arrivals;  // of a phase
+  uint16_t missing : 15;
+  uint16_t parity : 1;
+  int32_t bytes;  // to come
+};
+static_assert(sizeof(Phases) == 8);
 
 struct Fiber {
   Thread thread;
@@ -64,8 +74,11 @@ struct Fiber {
   State state = State::kDone;
   int index = 0;
   int exchanges = 0;
-  std::vector<std::vector<Copy>> groups;  // committed, not waited for
-  std::vector<Copy> copies;               // not committed
+  std::vector<std::vector<Copy>> groups;                           // committed, not waited for
+  std::vector<Copy> copies;                                        // not committed
+  std::function<bool()> ready;                                     // of kWaiting
+  std::vector<std::vector<std::function<void()>>> product_groups;  // committed, not waited for
+  std::vector<std::function<void()>> products;                     // not committed
 };
 
 struct Warp {
@@ -74,8 +87,18 @@ struct Warp {
   unsigned char* exchanged = nullptr;
 };
 
+struct CopyInFlight {
+  size_t bytes;
+  std::function<void()> copy;
+};
+struct Named {
+  int arrived = 0, generation = 0;
+};
+
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
+  std::map<uint64_t*, std::vector<CopyInFlight>> in_flight;  // by barrier
+  std::map<int, Named> named;
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   unsigned char* shared_begin = nullptr;
@@ -147,6 +170,8 @@ void StartFiber(Fiber* fiber) {
   fiber->exchanges = 0;
   fiber->groups.clear();
   fiber->copies.clear();
+  fiber->product_groups.clear();
+  fiber->products.clear();
 }
 
 Fiber* FiberAt(int index) { return block.fibers[static_cast<size_t>(index)].get(); }
@@ -157,18 +182,21 @@ int Count(int first, int end, State state) {
   return count;
 }
 
-// Until every thread of the warp is done or waits for the block.
-void RunWarp(int warp, bool backwards) {
+// Until every thread of the warp is done or waits for others. Whether any ran.
+bool RunWarp(int warp, bool backwards) {
   const int first = warp * kWarp, end = first + kWarp;
+  bool ran = false;
   while (true) {
     for (int i = 0; i < kWarp; ++i) {
       Fiber* fiber = FiberAt(backwards ? end - 1 - i : first + i);
-      if (fiber->state == State::kRunnable) Resume(fiber);
+      if (fiber->state == State::kWaiting && fiber->ready()) fiber->state = State::kRunnable;
+      if (fiber->state != State::kRunnable) continue;
+      ran = true;
+      Resume(fiber);
     }
-    if (Count(first, end, State::kAtExchange) == 0) return;
-    if (Count(first, end, State::kAtExchange) != kWarp) {
-      Die("lanes wait for a warp operation that others never reach");
-    }
+    const int exchanging = Count(first, end, State::kAtExchange);
+    if (exchanging == 0 || Count(first, end, State::kWaiting) > 0) return ran;
+    if (exchanging != kWarp) Die("lanes wait for a warp operation that others never reach");
     Warp& values = block.warps[static_cast<size_t>(warp)];
     if (values.together != nullptr) values.together(values.exchanged);
     for (int i = first; i < end; ++i) FiberAt(i)->state = State::kRunnable;
@@ -183,10 +211,14 @@ void RunBlock(int threads, std::mt19937& rng) {
   for (int w = 0; w < warps; ++w) order[static_cast<size_t>(w)] = w;
   while (true) {
     std::shuffle(order.begin(), order.end(), rng);
-    for (int warp : order) RunWarp(warp, rng() % 2 != 0);
+    bool ran = false;
+    for (int warp : order) ran |= RunWarp(warp, rng() % 2 != 0);
     const int done = Count(0, threads, State::kDone);
     if (done == threads) return;
-    if (done + Count(0, threads, State::kAtBarrier) != threads) Die("a barrier is never reached");
+    if (done + Count(0, threads, State::kAtBarrier) != threads) {
+      if (!ran) Die("a barrier is never reached");
+      continue;
+    }
     for (int i = 0; i < threads; ++i) {
       if (FiberAt(i)->state == State::kAtBarrier) FiberAt(i)->state = State::kRunnable;
     }
@@ -200,7 +232,83 @@ void Perform(const std::vector<Copy>& copies) {
   }
 }
 
+// The thread goes on once `ready`, which others bring about.
+void WaitUntil(std::function<bool()> ready) {
+  if (ready()) return;
+  block.running->ready = std::move(ready);
+  block.running->state = State::kWaiting;
+  Yield();
+}
+
+void EndPhaseIfComplete(Phases* phases) {
+  if (phases->missing != 0 || phases->bytes != 0) return;
+  phases->parity = static_cast<uint16_t>(phases->parity ^ 1u);
+  phases->missing = phases->arrivals;
+}
+
+void Land(uint64_t* barrier) {
+  const auto at = block.in_flight.find(barrier);
+  if (at == block.in_flight.end()) return;
+  auto* phases = reinterpret_cast<Phases*>(barrier);
+  for (const CopyInFlight& copy : at->second) {
+    copy.copy();
+    phases->bytes -= static_cast<int32_t>(copy.bytes);
+  }
+  block.in_flight.erase(at);
+  EndPhaseIfComplete(phases);
+}
+
 }  // namespace
+
+void SyncNamed(int barrier, int count) {
+  Named& named = block.named[barrier];
+  if (++named.arrived == count) {
+    named.arrived = 0;
+    ++named.generation;
+    return;
+  }
+  WaitUntil([&named, before = named.generation] { return named.generation != before; });
+}
+
+void InitPhases(uint64_t* barrier, int arrivals) {
+  auto* phases = reinterpret_cast<Phases*>(barrier);
+  *phases = {static_cast<uint16_t>(arrivals), static_cast<uint16_t>(arrivals & 0x7fff), 0, 0};
+}
+
+void ArriveAtPhase(uint64_t* barrier, int bytes_to_come) {
+  auto* phases = reinterpret_cast<Phases*>(barrier);
+  if (phases->missing == 0) Die("more arrivals at a barrier than its phase has");
+  phases->bytes += bytes_to_come;
+  phases->missing = static_cast<uint16_t>((phases->missing - 1) & 0x7fff);
+  EndPhaseIfComplete(phases);
+}
+
+void WaitForPhase(uint64_t* barrier, unsigned parity) {
+  WaitUntil([barrier, parity] {
+    Land(barrier);
+    return reinterpret_cast<Phases*>(barrier)->parity != parity;
+  });
+}
+
+void CopyTowards(uint64_t* barrier, void* to, size_t bytes, std::function<void()> copy) {
+  std::memset(to, 0xff, bytes);
+  block.in_flight[barrier].push_back({bytes, std::move(copy)});
+}
+
+void Defer(std::function<void()> product) { block.running->products.push_back(std::move(product)); }
+
+void CommitProducts() {
+  block.running->product_groups.push_back(std::move(block.running->products));
+  block.running->products.clear();
+}
+
+void WaitProducts(int groups_left) {
+  auto& groups = block.running->product_groups;
+  while (static_cast<int>(groups.size()) > groups_left) {
+    for (const auto& product : groups.front()) product();
+    groups.erase(groups.begin());
+  }
+}
 
 void SyncThreads() {
   block.running->state = State::kAtBarrier;
@@ -266,9 +374,11 @@ void Run(void (*kernel)(const void*, const void*), const void* function, const v
   for (unsigned z = 0; z < grid.z; ++z) {
     for (unsigned y = 0; y < grid.y; ++y) {
       for (unsigned x = 0; x < grid.x; ++x) {
-        block.shared.assign(shared_bytes + 128, 0xff);
+        constexpr size_t kAlign = 1024;  // as products read swizzled tiles
+        block.shared.assign(shared_bytes + kAlign, 0xff);
         const auto address = reinterpret_cast<uintptr_t>(block.shared.data());
-        block.shared_begin = block.shared.data() + (128 - address % 128) % 128;
+        block.shared_begin = block.shared.data() + (kAlign - address % kAlign) % kAlign;
+        block.named.clear();
         for (int i = 0; i < threads; ++i) {
           Fiber* fiber = block.fibers[static_cast<size_t>(i)].get();
           const auto t = static_cast<unsigned>(i);
@@ -278,6 +388,7 @@ void Run(void (*kernel)(const void*, const void*), const void* function, const v
           StartFiber(fiber);
         }
         RunBlock(threads, rng);
+        if (!block.in_flight.empty()) Die("a block ended before its copies");
       }
     }
   }
