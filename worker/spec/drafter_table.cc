@@ -91,6 +91,7 @@ int32_t DrafterTable::EndStep(uint64_t step, TimePoint now) {
     }
     drafter.asking = std::exchange(drafter.asked, 0);
   }
+  last_step_ = now;
   return fell;
 }
 
@@ -102,12 +103,17 @@ bool DrafterTable::FallsSilent(Drafter* drafter, TimePoint now) {
     drafter->unanswered = drafter->owed = drafter->silences = 0;
     return false;
   }
-  if (drafter->sessions == 0) drafter->unanswered = drafter->owed = 0;
+  // Its sessions may end before its time is up, and others begin: it has still not answered.
+  if (drafter->sessions == 0) drafter->owed = 0;
   if (drafter->asked == 0 || drafter->silent) return false;
-  if (drafter->unanswered++ == 0) drafter->unanswered_since = now;
+  if (drafter->unanswered++ == 0) {
+    drafter->unanswered_for = {};
+  } else if (drafter->asking > 0) {
+    drafter->unanswered_for += now - last_step_;
+  }
   const Duration patience =
       (patience_ + drafter->owed * kPrefillPerToken) * (1 << drafter->silences);
-  return drafter->unanswered > kPatientSteps && now - drafter->unanswered_since >= patience;
+  return drafter->unanswered > kPatientSteps && drafter->unanswered_for >= patience;
 }
 
 Drafter* DrafterTable::Find(DraftLinkId id, uint64_t incarnation) {

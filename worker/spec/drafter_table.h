@@ -30,13 +30,13 @@ struct Drafter {
   uint64_t refused_until = 0;  // step; no session is opened before it
   int32_t refusals = 0;
   // Whether it answers, where its stream stands: its engine may hang behind a network that lives.
-  bool silent = false;     // its sessions are to leave
-  bool on_trial = false;   // has been silent: one session, until it answers
-  uint64_t frames = 0;     // heard from it
-  uint64_t answered = 0;   // of those, as of the last step that looked
-  int32_t unanswered = 0;  // steps that asked since it was heard ...
-  TimePoint unanswered_since{};
-  int32_t owed = 0;  // ... and tokens that it was given to read since
+  bool silent = false;        // its sessions are to leave
+  bool on_trial = false;      // has been silent: one session, until it answers
+  uint64_t frames = 0;        // heard from it
+  uint64_t answered = 0;      // of those, as of the last step that looked
+  int32_t unanswered = 0;     // steps that asked since it was heard ...
+  Duration unanswered_for{};  // ... the time between those that followed one another ...
+  int32_t owed = 0;           // ... and tokens that it was given to read since
   int32_t silences = 0;
   TargetFrame frame;  // since the last flush
 
@@ -85,6 +85,7 @@ class DrafterTable {
   bool FallsSilent(Drafter* drafter, TimePoint now);
 
   const Duration patience_;
+  TimePoint last_step_{};
   std::mutex mutex_;
   std::vector<Change> changes_;
   DraftLinkId next_id_ = 1;

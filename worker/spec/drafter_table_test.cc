@@ -167,5 +167,26 @@ TEST_F(DrafterTableTest, LinksComeAndGoFromOtherThreads) {
   EXPECT_EQ(table_.drafters().size(), 200u);
 }
 
+// Requests that end sooner than its time is up do not save a drafter that never answers; time in
+// which nothing was asked does not count.
+TEST_F(DrafterTableTest, SilenceOutlivesSessions) {
+  Add(1);
+  TimePoint now{};
+  uint64_t step = 0;
+  int32_t fell = 0, asked = 0;
+  while (fell == 0 && step < 1000) {
+    Drafter* drafter = table_.Find(ids_[0], 1);
+    ASSERT_NE(drafter, nullptr);
+    const bool asks = step % 20 < 10;  // then its sessions have ended
+    drafter->sessions = drafter->asked = asks ? 1 : 0;
+    asked += asks ? 1 : 0;
+    now += std::chrono::milliseconds(10);
+    fell = table_.EndStep(step++, now);
+  }
+  EXPECT_EQ(fell, 1);
+  EXPECT_GE(asked, 26);  // of 10 ms each, and the patience is 250 ms
+  EXPECT_LE(asked, 30);
+}
+
 }  // namespace
 }  // namespace paceline
