@@ -28,14 +28,13 @@ class BorrowedRunner final : public Runner {
 
 absl::Status WarmUp(Runner* runner, const Clock& clock) {
   const RunnerInfo& info = runner->info();
-  const int64_t room = std::min<int64_t>(info.max_context,
-                                         int64_t{info.num_blocks} * info.block_size);
+  const int64_t room =
+      std::min<int64_t>(info.max_context, int64_t{info.num_blocks} * info.block_size);
   GenerationRequest request;
   request.request_id = "warm-up";
   request.sampling.max_tokens = kOutputTokens;
   request.sampling.ignore_eos = true;
-  const auto length = static_cast<int32_t>(
-      std::min<int64_t>(kPromptTokens, room - kOutputTokens));
+  const auto length = static_cast<int32_t>(std::min<int64_t>(kPromptTokens, room - kOutputTokens));
   if (length < 1) return absl::OkStatus();  // no request could show anything
   for (int32_t i = 0; i < length; ++i) request.prompt.push_back(i % info.vocab_size);
 
