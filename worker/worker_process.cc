@@ -123,7 +123,10 @@ absl::StatusOr<std::unique_ptr<Runner>> LoadRunner(
   const TimePoint start = clock.Now();
   ASSIGN_OR_RETURN(std::unique_ptr<Runner> runner, LoadOnDevice(f));
   const TimePoint loaded = clock.Now();
-  RETURN_IF_ERROR(WarmUp(runner.get(), clock));
+  EngineOptions options;
+  options.max_batch_rows = f.max_batch_tokens;
+  options.prefill_chunk = f.prefill_chunk;
+  RETURN_IF_ERROR(WarmUp(runner.get(), options, clock));
   took(StartupPhase::kLoad, loaded - start);
   took(StartupPhase::kWarmup, clock.Now() - loaded);
   return runner;

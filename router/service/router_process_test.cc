@@ -71,6 +71,7 @@ TEST(RouterFlags, WhatMakesNoSenseIsRefusedByName) {
   refused([](RouterFlags* f) { f->max_attempts = 0; }, "max-attempts");
   refused([](RouterFlags* f) { f->max_outbox_tokens = -1; }, "max-outbox-tokens");
   refused([](RouterFlags* f) { f->text_threads = 0; }, "text-threads");
+  refused([](RouterFlags* f) { f->callback_threads = 0; }, "callback-threads");
   refused([](RouterFlags* f) { f->max_queue = -1; }, "max-queue");
   refused([](RouterFlags* f) { f->max_text_queue = -1; }, "max-text-queue");
   refused([](RouterFlags* f) { f->max_replay_tokens = -1; }, "max-replay-tokens");

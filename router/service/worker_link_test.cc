@@ -80,6 +80,36 @@ TEST(WorkerLink, AWorkerKilledInMidStreamFailsOverWithTheSameTokens) {
   EXPECT_EQ(router.Of(0).State(), WorkerState::kUnreachable);
 }
 
+struct OrderedCall final : RequestSink {
+  explicit OrderedCall(std::vector<RequestKey>* order) : order(order) {}
+  void OnDeliver(DeliverAction action) override { order->push_back(action.key); }
+  void OnFinish(FinishAction) override {}
+  std::vector<RequestKey>* const order;  // in turns
+};
+
+TEST(WorkerLink, FirstTokensOfAFrameGoFirst) {
+  HashWorker worker;
+  LinkedRouter router({worker.address()});
+  ASSERT_TRUE(router.AwaitReady(0));
+  std::vector<RequestKey> order;
+  const auto delivered = [&] {
+    std::vector<RequestKey> copy;
+    router.loop.Read([&](const RouterCore&, TimePoint) { copy = order; });
+    return copy;
+  };
+  const auto call = std::make_shared<OrderedCall>(&order);
+  const RequestKey old = router.loop.Start(NewRequest(1, 3000), call);
+  ASSERT_TRUE(Eventually([&] { return worker.num_requests() == 1; }));
+  worker.Step();
+  ASSERT_TRUE(Eventually([&] { return delivered() == std::vector<RequestKey>{old}; }));
+  const RequestKey fresh = router.loop.Start(NewRequest(2, 3000), call);
+  ASSERT_TRUE(Eventually([&] { return worker.num_requests() == 2; }));
+  worker.Step();
+  ASSERT_TRUE(Eventually([&] { return delivered().size() == 3; }));
+  EXPECT_EQ(delivered(), (std::vector<RequestKey>{old, fresh, old}));
+  router.loop.Stop();
+}
+
 TEST(WorkerLink, AClientsCancelReachesTheWorker) {
   HashWorker worker;
   LinkedRouter router({worker.address()});

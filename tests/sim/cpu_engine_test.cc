@@ -155,7 +155,7 @@ class Server {
     auto runner = CpuRunner::Create(Model(), setup.runner);
     CHECK(runner.ok()) << runner.status().ToString();
     if (setup.warm) {
-      const absl::Status status = WarmUp(runner->get(), SteadyClock::Get());
+      const absl::Status status = WarmUp(runner->get(), setup.engine, SteadyClock::Get());
       CHECK(status.ok()) << status.ToString();
     }
     engine_ = std::make_unique<Engine>(setup.engine, *std::move(runner), std::move(speculator),
@@ -360,7 +360,7 @@ TEST(CpuEngineTest, AWarmRunnerChangesNothing) {
 TEST(CpuEngineTest, AWarmUpFitsTheSmallestPool) {
   auto runner = CpuRunner::Create(Model(), {.threads = 1, .num_blocks = 1, .max_slots = 1});
   ASSERT_TRUE(runner.ok()) << runner.status();
-  EXPECT_TRUE(WarmUp(runner->get(), SteadyClock::Get()).ok());
+  EXPECT_TRUE(WarmUp(runner->get(), {}, SteadyClock::Get()).ok());
 }
 
 // As a failover does it: prompt and what had been emitted come to another engine.

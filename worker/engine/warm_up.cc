@@ -5,7 +5,6 @@
 #include <utility>
 
 #include "common/status_macros.h"
-#include "worker/engine/engine.h"
 
 namespace paceline {
 namespace {
@@ -26,7 +25,7 @@ class BorrowedRunner final : public Runner {
 
 }  // namespace
 
-absl::Status WarmUp(Runner* runner, const Clock& clock) {
+absl::Status WarmUp(Runner* runner, const EngineOptions& options, const Clock& clock) {
   const RunnerInfo& info = runner->info();
   const int64_t room =
       std::min<int64_t>(info.max_context, int64_t{info.num_blocks} * info.block_size);
@@ -39,7 +38,7 @@ absl::Status WarmUp(Runner* runner, const Clock& clock) {
   for (int32_t i = 0; i < length; ++i) request.prompt.push_back(i % info.vocab_size);
 
   bool done = false;
-  Engine engine({}, std::make_unique<BorrowedRunner>(runner), nullptr, clock, nullptr,
+  Engine engine(options, std::make_unique<BorrowedRunner>(runner), nullptr, clock, nullptr,
                 [&done](const EngineOutput& output) { done = done || !output.finished.empty(); });
   RETURN_IF_ERROR(engine.Submit(0, std::move(request)));
   while (!done) RETURN_IF_ERROR(engine.Step().status());
