@@ -117,7 +117,7 @@ void DraftMailbox::Deliver(DraftLinkId link, uint64_t incarnation, DraftFrame fr
     if (proposal.base_len < slot->bases.back().len) {
       ++late_;
     } else if (LongestOf(proposal) >= slot->enough) {
-      Await(slot, 0);
+      Answered(slot);
     }
     Keep(slot, std::move(proposal));
   }
@@ -182,17 +182,23 @@ void DraftMailbox::Close(uint64_t session) {
 }
 
 void DraftMailbox::Await(Slot* slot, int32_t enough) {
-  asked_ += enough > 0 ? 1 : 0;
-  unanswered_ += (enough > 0 ? 1 : 0) - (slot->enough > 0 ? 1 : 0);
+  Answered(slot);
+  asking_ += (enough > 0 ? 1 : 0) - (slot->asks ? 1 : 0);
+  slot->asks = enough > 0;
   slot->enough = enough;
-  if (unanswered_ == 0) answered_.notify_all();
+  unanswered_ += enough > 0 ? 1 : 0;
+}
+
+void DraftMailbox::Answered(Slot* slot) {
+  if (slot->enough == 0) return;
+  slot->enough = 0;
+  if (--unanswered_ == 0) answered_.notify_all();
 }
 
 double DraftMailbox::AwaitAnswers(Duration most) {
   std::unique_lock lock(mutex_);
   answered_.wait_for(lock, most, [this] { return unanswered_ == 0; });
-  const int32_t asked = std::max(std::exchange(asked_, 0), unanswered_);
-  return asked == 0 ? 1 : 1 - static_cast<double>(unanswered_) / asked;
+  return asking_ == 0 ? 1 : 1 - static_cast<double>(unanswered_) / asking_;
 }
 
 bool DraftMailbox::awaits_answers() const {

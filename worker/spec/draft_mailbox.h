@@ -79,6 +79,7 @@ class DraftMailbox {
     DraftLinkId link = 0;
     uint64_t incarnation = 0;
     bool quarantined = false;
+    bool asks = false;
     int32_t enough = 0;  // of an answer that is awaited
     struct Base {
       int32_t len = 0;
@@ -93,6 +94,7 @@ class DraftMailbox {
   std::optional<DraftDrop> Check(const Slot& slot, const DraftProposal& proposal) const;
   void Keep(Slot* slot, DraftProposal proposal);
   void Await(Slot* slot, int32_t enough);
+  void Answered(Slot* slot);
   bool TokensFit(std::span<const TokenId> tokens) const;
   void Count(DraftDrop reason) { ++drops_[static_cast<size_t>(reason)]; }
 
@@ -100,7 +102,7 @@ class DraftMailbox {
   mutable std::mutex mutex_;
   std::condition_variable answered_;
   std::unordered_map<uint64_t, Slot> slots_;
-  int32_t asked_ = 0;       // since answers were awaited last
+  int32_t asking_ = 0;      // slots that asked with their newest base
   int32_t unanswered_ = 0;  // slots that await an answer
   struct Heard {
     DraftLoad load;
