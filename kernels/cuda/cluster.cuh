@@ -53,7 +53,7 @@ __device__ __forceinline__ void ArriveAtBlock(uint64_t* barrier, int rank) {
       "{\n"
       ".reg .b32 remote;\n"
       "mapa.shared::cluster.u32 remote, %0, %1;\n"
-      "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [remote];\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [remote];\n"
       "}\n" ::"r"(SharedAddress(barrier)),
       "r"(rank)
       : "memory");

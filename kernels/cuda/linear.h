@@ -24,8 +24,8 @@ struct CudaLinearParams {
   const Bf16* w = nullptr;
   const Bf16* x = nullptr;      // [M, K]; 16-byte aligned
   const float* bias = nullptr;  // [N] or null
-  float* y_f32 = nullptr;       // [M, N]
-  Bf16* y_bf16 = nullptr;       // [M, N], kSwiGlu: [M, N / 2]
+  float* y_f32 = nullptr;       // [M, N]; 8-byte aligned
+  Bf16* y_bf16 = nullptr;       // [M, N], kSwiGlu: [M, N / 2]; 4-byte aligned
   int32_t m = 0;
   int32_t n = 0;  // kSwiGlu: even
   int32_t k = 0;  // a multiple of 8
@@ -35,23 +35,23 @@ cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 
 // For tests and benchmarks; any tile serves any m. A tile's first number is the rows of x that it
 // takes together, its second the rows of W. kStream tiles hold W in registers and spread the slices
-// over a block's warps, kBlock tiles hold both in shared memory and walk the slices; kWgmma tiles
-// do so with Hopper's own instructions: cudaErrorNotSupported on other GPUs.
+// over a block's warps, kBlock128 holds both in shared memory and walks the slices. kWgmma tiles do
+// so with Hopper's own instructions, Pair with two blocks of a cluster that share W, Parts4 with four
+// that share out the slices; cudaErrorNotSupported on other GPUs and where n is odd.
 enum class CudaTile : uint8_t {
   kStream8,
   kStream16,
   kStream32,
   kStream64,
-  kBlock64,
   kBlock128,
   kWgmma64x128,
   kWgmma64x128Parts4,
-  kWgmma64x128Parts8,
-  kWgmma128x128Parts4,
   kWgmma128x128,
-  kWgmma128x192
+  kWgmma128x128Parts4,
+  kWgmma128x128Pair,
+  kWgmma128x192Pair
 };
-inline constexpr int kCudaTiles = 12;
+inline constexpr int kCudaTiles = 11;
 cudaError_t CudaTileLinear(const CudaLinearParams& params, CudaTile tile, cudaStream_t stream);
 
 }  // namespace paceline::kernels

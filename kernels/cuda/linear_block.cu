@@ -147,9 +147,8 @@ cudaError_t LaunchTile(const CudaLinearParams& p, cudaStream_t stream) {
 
 }  // namespace
 
-cudaError_t BlockLinear(const CudaLinearParams& p, CudaTile tile, cudaStream_t stream) {
-  return tile == CudaTile::kBlock64 ? LaunchTile<Tile<2, 2, 2, 4, 5>>(p, stream)   // W 64 x x 64
-                                    : LaunchTile<Tile<2, 4, 4, 4, 4>>(p, stream);  // W 128 x x 128
+cudaError_t BlockLinear(const CudaLinearParams& p, cudaStream_t stream) {
+  return LaunchTile<Tile<2, 4, 4, 4, 4>>(p, stream);  // W 128 x x 128
 }
 
 }  // namespace paceline::kernels

@@ -1,4 +1,4 @@
-// The epilogue that both paths of Linear share.
+// The epilogue that the paths of Linear share.
 #pragma once
 
 #include "kernels/cuda/launch.cuh"
@@ -6,12 +6,55 @@
 
 namespace paceline::kernels {
 
+// Columns n and n + 1 of row m, in one store; n and p.n are even.
+template <CudaLinearOutput kOutput>
+__device__ __forceinline__ void StoreEven(const CudaLinearParams& p, int m, int n, float first,
+                                          float second) {
+  if (n >= p.n) return;
+  const int64_t at = int64_t{m} * p.n + n;
+  if constexpr (kOutput == CudaLinearOutput::kSwiGlu) {
+    p.y_bf16[at / 2] = ToBf16(__fmul_rn(Silu(first), second));
+    return;
+  }
+  if (p.bias != nullptr) {
+    first = __fadd_rn(first, p.bias[n]);
+    second = __fadd_rn(second, p.bias[n + 1]);
+  }
+  if constexpr (kOutput == CudaLinearOutput::kBf16) {
+    *reinterpret_cast<unsigned*>(p.y_bf16 + at) = PackPair(first, second);
+  } else {
+    auto* const to = reinterpret_cast<float2*>(p.y_f32 + at);
+    if constexpr (kOutput == CudaLinearOutput::kAddFloat) {
+      const float2 before = *to;
+      first = __fadd_rn(before.x, first);
+      second = __fadd_rn(before.y, second);
+    }
+    *to = make_float2(first, second);
+  }
+}
+
+// store.operator()<p.output>()
+template <typename F>
+__device__ __forceinline__ void ForOutput(CudaLinearOutput output, const F& store) {
+  switch (output) {
+    case CudaLinearOutput::kFloat:
+      return store.template operator()<CudaLinearOutput::kFloat>();
+    case CudaLinearOutput::kAddFloat:
+      return store.template operator()<CudaLinearOutput::kAddFloat>();
+    case CudaLinearOutput::kBf16:
+      return store.template operator()<CudaLinearOutput::kBf16>();
+    case CudaLinearOutput::kSwiGlu:
+      return store.template operator()<CudaLinearOutput::kSwiGlu>();
+  }
+}
+
 // Columns n and n + 1 of row m; n is even.
 __device__ __forceinline__ void StorePair(const CudaLinearParams& p, int m, int n, float first,
                                           float second) {
-  if (p.output == CudaLinearOutput::kSwiGlu) {
-    if (n >= p.n) return;
-    p.y_bf16[int64_t{m} * (p.n / 2) + n / 2] = ToBf16(__fmul_rn(Silu(first), second));
+  if (p.n % 2 == 0) {
+    ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
+      StoreEven<kOutput>(p, m, n, first, second);
+    });
     return;
   }
   const float sums[2] = {first, second};

@@ -172,14 +172,14 @@ __device__ __forceinline__ void MultiplyStages(const Shared<T>& shared, int grou
 }
 
 // Columns 8 j and on of the thread's two rows.
-template <typename T>
+template <typename T, CudaLinearOutput kOutput>
 __device__ __forceinline__ void StoreColumns(const CudaLinearParams& p, const Place& at, int j,
                                              const float (&sums)[4]) {
   const int thread = static_cast<int>(threadIdx.x);
   const int m = at.m + thread / kWarp * 16 + thread % kWarp / 4;
   const int n = at.n + j * 8 + thread % 4 * 2;
-  if (m < p.m) StorePair(p, m, n, sums[0], sums[1]);
-  if (m + 8 < p.m) StorePair(p, m + 8, n, sums[2], sums[3]);
+  if (m < p.m) StoreEven<kOutput>(p, m, n, sums[0], sums[1]);
+  if (m + 8 < p.m) StoreEven<kOutput>(p, m + 8, n, sums[2], sums[3]);
 }
 
 template <typename T>
@@ -200,8 +200,10 @@ __device__ __forceinline__ void ConsumeTiles(const CudaLinearParams& p, const Sh
       }
     }
     const Place at = PlaceOf<T>(p, tile);
+    ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
 #pragma unroll
-    for (int j = 0; j < T::kTilesN; ++j) StoreColumns<T>(p, at, j, totals[j]);
+      for (int j = 0; j < T::kTilesN; ++j) StoreColumns<T, kOutput>(p, at, j, totals[j]);
+    });
   }
 }
 
@@ -247,7 +249,9 @@ __device__ __forceinline__ void ConsumeSlices(const CudaLinearParams& p, const S
       total[2] = __fadd_rn(total[2], sum.z);
       total[3] = __fadd_rn(total[3], sum.w);
     }
-    StoreColumns<T>(p, at, j, total);
+    ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
+      StoreColumns<T, kOutput>(p, at, j, total);
+    });
   }
 }
 
@@ -307,16 +311,33 @@ bool RunsHere(void (*kernel)(Params)) {
 #endif
 }
 
-int Multiprocessors() {
-  int count = 1;
-  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, 0);
-  return count;
+// Blocks that run at the same time, in whole clusters.
+template <typename T>
+int BlocksAtOnce() {
+#ifdef PACELINE_CUDA_EMULATION
+  return 4;
+#else
+  cudaLaunchAttribute cluster = {};
+  cluster.id = cudaLaunchAttributeClusterDimension;
+  cluster.val.clusterDim.x = T::kCluster;
+  cluster.val.clusterDim.y = 1;
+  cluster.val.clusterDim.z = 1;
+  cudaLaunchConfig_t config = {};
+  config.gridDim = dim3(T::kCluster);
+  config.blockDim = dim3(T::kThreads);
+  config.dynamicSmemBytes = T::kSharedBytes;
+  config.attrs = &cluster;
+  config.numAttrs = 1;
+  int clusters = 0;
+  const cudaError_t error = cudaOccupancyMaxActiveClusters(&clusters, WgmmaKernel<T>, &config);
+  return error == cudaSuccess ? std::max(1, clusters) * T::kCluster : T::kCluster;
+#endif
 }
 
 template <typename T>
 cudaError_t LaunchTile(const CudaLinearParams& p, cudaStream_t stream) {
   static const bool runs = RunsHere(WgmmaKernel<T>);
-  if (!runs) return cudaErrorNotSupported;
+  if (!runs || p.n % 2 != 0) return cudaErrorNotSupported;
   static const cudaError_t allowed = AllowShared(WgmmaKernel<T>, T::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
   WgmmaParams params = {};
@@ -327,7 +348,7 @@ cudaError_t LaunchTile(const CudaLinearParams& p, cudaStream_t stream) {
   const int64_t tiles =
       int64_t{CeilDiv(p.m, T::kBlockM * T::kPair)} * T::kPair * CeilDiv(p.n, T::kBlockN);
   if (tiles > INT32_MAX / kSlices) return cudaErrorInvalidValue;
-  static const int at_once = Multiprocessors() * T::kBlocks / T::kPair * T::kPair;
+  static const int at_once = BlocksAtOnce<T>();
   const int64_t blocks = T::kParts > 1 ? tiles * T::kParts : std::min<int64_t>(tiles, at_once);
   const dim3 grid(static_cast<unsigned>(blocks));
   return Launch(WgmmaKernel<T>, grid, T::kThreads, T::kSharedBytes, params, stream,
@@ -342,13 +363,13 @@ cudaError_t WgmmaLinear(const CudaLinearParams& p, CudaTile tile, cudaStream_t s
       return LaunchTile<Tile<1, 16, 4, 2, 1, 1>>(p, stream);
     case CudaTile::kWgmma64x128Parts4:
       return LaunchTile<Tile<1, 16, 4, 2, 1, 4>>(p, stream);
-    case CudaTile::kWgmma64x128Parts8:
-      return LaunchTile<Tile<1, 16, 4, 2, 1, 8>>(p, stream);
     case CudaTile::kWgmma128x128Parts4:
       return LaunchTile<Tile<2, 16, 6, 1, 1, 4>>(p, stream);
     case CudaTile::kWgmma128x128:
+      return LaunchTile<Tile<2, 16, 6, 1, 1, 1>>(p, stream);
+    case CudaTile::kWgmma128x128Pair:
       return LaunchTile<Tile<2, 16, 6, 1, 2, 1>>(p, stream);
-    case CudaTile::kWgmma128x192:
+    case CudaTile::kWgmma128x192Pair:
       return LaunchTile<Tile<2, 24, 5, 1, 2, 1>>(p, stream);
     default:
       return cudaErrorInvalidValue;
