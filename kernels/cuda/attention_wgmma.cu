@@ -313,6 +313,7 @@ __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, cons
     }
     if (SeenInPart(tile, whole_begin, whole_end)) HideUnseen(p, GetJob(p, job, kv_head), tile, s);
     Weigh(p, s, chunk, rescale);
+    Settle(s);  // all weights beside the products
     WaitProducts<0>();
     Settle(values);
     Release(&barriers.empty_values[before.stage]);
