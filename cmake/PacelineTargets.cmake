@@ -1,7 +1,6 @@
 # paceline_library, paceline_binary, paceline_test: one CMake target per folder or per noun, with
 # explicit dependencies. All includes are written from the repository root ("worker/kv/block_manager.h").
 include_guard()
-include(PacelinePrecompiled)
 
 add_library(paceline_flags INTERFACE)
 target_include_directories(paceline_flags INTERFACE ${PROJECT_SOURCE_DIR})
@@ -17,7 +16,6 @@ function(paceline_library name)
   if(ARG_SRCS)
     add_library(${name} STATIC ${ARG_SRCS})
     target_link_libraries(${name} PUBLIC paceline_flags ${ARG_DEPS})
-    paceline_use_precompiled(${name} ${PACELINE_PRECOMPILED})
   else()
     add_library(${name} INTERFACE)
     target_link_libraries(${name} INTERFACE paceline_flags ${ARG_DEPS})
@@ -29,7 +27,6 @@ function(paceline_binary name)
   cmake_parse_arguments(ARG "INSTALL" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE paceline_flags ${ARG_DEPS})
-  paceline_use_precompiled(${name} ${PACELINE_PRECOMPILED})
   if(ARG_INSTALL)
     set_target_properties(${name} PROPERTIES
       RUNTIME_OUTPUT_DIRECTORY ${PROJECT_BINARY_DIR}/bin
@@ -45,11 +42,10 @@ function(paceline_install_runtime)
     LIBRARY DESTINATION lib COMPONENT runtime)
 endfunction()
 
-# Tests' own sources: half the time to compile, or a fifth under a sanitizer.
-set(PACELINE_TEST_OPTIONS)
+# Tests' own sources: half the time to compile under a sanitizer, a fifth without.
 if(PACELINE_SANITIZE)
   set(PACELINE_TEST_OPTIONS -O0)
-elseif(PACELINE_PRECOMPILE)
+else()
   set(PACELINE_TEST_OPTIONS -O1)
 endif()
 
@@ -62,7 +58,6 @@ function(paceline_test name)
   add_executable(${name} ${ARG_SRCS})
   target_link_libraries(${name} PRIVATE paceline_flags ${ARG_DEPS} GTest::gtest GTest::gmock GTest::gtest_main)
   target_compile_options(${name} PRIVATE ${PACELINE_TEST_OPTIONS})
-  paceline_use_precompiled(${name} ${PACELINE_PRECOMPILED}_tests)
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
   if(NOT ARG_TIMEOUT)
     set(ARG_TIMEOUT 120)

@@ -35,7 +35,7 @@ failed=0
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 printf '\ntests\n| program | outcome |\n|---|---|\n'
-for program in cuda_kernels_test cuda_decoder_test cuda_runner_test; do
+for program in cuda_kernels_test cuda_decoder_test cuda_runner_test cuda_determinism_test; do
   timeout "$test_seconds" "$tree/bin/$program" --gtest_brief=1 >"$log" 2>&1
   code=$?
   summary=$(grep -E '^\[  (PASSED|SKIPPED|FAILED)' "$log" | head -n 3 | tr '\n' ' ')

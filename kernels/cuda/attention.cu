@@ -220,7 +220,8 @@ __global__ void __launch_bounds__(T::kThreads, T::kMinBlocks) AttentionKernel(Ke
   const CudaAttentionParams& p = params.a;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
   const CudaAttentionItem item = params.items[blockIdx.x];
-  const Work w = GetWork(p, item, p.spans[item.span], static_cast<int>(blockIdx.y), T::kQueries, warp);
+  const Work w =
+      GetWork(p, item, p.spans[item.span], static_cast<int>(blockIdx.y), T::kQueries, warp);
   Bf16* const all_queries = reinterpret_cast<Bf16*>(shared);
   const int first_tile = w.item.chunk_begin * kChunkTiles;
   const int last_tile = min(w.item.chunk_end * kChunkTiles, CeilDiv(w.kv_end, kTileKeys));

@@ -1,9 +1,10 @@
-// What the attention kernels share: which queries and keys a warp works on, its softmax over tiles of
-// keys, the folding of chunks, and where results go. One arithmetic, so that a row's bits are the same
-// whichever kernel computes it.
+// What the attention kernels share: which queries and keys a warp works on, its softmax over tiles
+// of keys, the folding of chunks, and where results go. One arithmetic, so that a row's bits are
+// the same whichever kernel computes it.
 //
-// A warp owns 16 queries (kAttentionUnit) and walks its keys in tiles of kTileKeys, ascending. A thread's
-// fragments (mma.cuh) belong to query lane / 4 of them and to the eighth after it: index i is 0 or 1.
+// A warp owns 16 queries (kAttentionUnit) and walks its keys in tiles of kTileKeys, ascending. A
+// thread's fragments (mma.cuh) belong to query lane / 4 of them and to the eighth after it: index i
+// is 0 or 1.
 #pragma once
 
 #include "kernels/cuda/attention.h"
@@ -115,8 +116,8 @@ __device__ __forceinline__ void LoadQueryVector(const CudaAttentionParams& p,
 }
 
 // Lane i (or i + 16) gets the block that holds keys [16 i, 16 i + 16) of the chunk.
-__device__ __forceinline__ int GetPages(const CudaAttentionParams& p, int table_begin,
-                                        int kv_end, int chunk) {
+__device__ __forceinline__ int GetPages(const CudaAttentionParams& p, int table_begin, int kv_end,
+                                        int chunk) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int size = p.shape.block_size;
   const int shift = size == 16 ? 4 : size == 32 ? 5 : 6;
@@ -197,8 +198,9 @@ __device__ __forceinline__ void HideUnseen(const CudaAttentionParams& p, const W
   }
 }
 
-// Scores of a tile into weights, in place; `chunk`: of the tiles before it in its chunk, scores unscaled,
-// the thread's own part of the sums. What is summed so far has to be multiplied by `rescale`.
+// Scores of a tile into weights, in place; `chunk`: of the tiles before it in its chunk, scores
+// unscaled, the thread's own part of the sums. What is summed so far has to be multiplied by
+// `rescale`.
 __device__ __forceinline__ void Weigh(const CudaAttentionParams& p, float (&s)[kTileKeys / 8][4],
                                       RowStats& chunk, float (&rescale)[2]) {
   const float scale = p.scale * kLog2E;
@@ -247,7 +249,8 @@ __device__ __forceinline__ void PackWeights(const float (&low)[4], const float (
 }
 
 // A chunk's end: its maximum scaled, the sum of all its keys.
-__device__ __forceinline__ RowStats CloseChunk(const CudaAttentionParams& p, const RowStats& chunk) {
+__device__ __forceinline__ RowStats CloseChunk(const CudaAttentionParams& p,
+                                               const RowStats& chunk) {
   const float scale = p.scale * kLog2E;
   RowStats closed;
 #pragma unroll
@@ -273,8 +276,8 @@ __device__ __forceinline__ FoldFactors FoldStats(const RowStats& chunk, RowStats
   return f;
 }
 
-// The values of the chunks folded so far: the first kHeld accumulators of 8 columns in registers, the
-// others in shared memory, a thread's own.
+// The values of the chunks folded so far: the first kHeld accumulators of 8 columns in registers,
+// the others in shared memory, a thread's own.
 template <int kColumns, int kHeld, int kThreads>
 struct FoldedValues {
   float held[kHeld > 0 ? kHeld : 1][4];

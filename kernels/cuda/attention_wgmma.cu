@@ -1,11 +1,11 @@
-// Large items on Hopper: two warpgroups of 64 queries each multiply by wgmma what a third brings into
-// shared memory: one warp of it keys and one values, by the copy engine through a ring of stages, two
-// the next item's queries. A block stays on its multiprocessor and takes one item after another, so
-// that loads and the end of an item run beside the products of the next.
+// Large items on Hopper: two warpgroups of 64 queries each multiply by wgmma what a third brings
+// into shared memory: one warp of it keys and one values, by the copy engine through a ring of
+// stages, two the next item's queries. A block stays on its multiprocessor and takes one item after
+// another, so that loads and the end of an item run beside the products of the next.
 //
-// A warpgroup keeps its queries, a tile's scores and weights, a chunk's values and what is folded in
-// registers. It issues the next tile's scores before this tile's values, so its softmax runs beside
-// products of its own; the two warpgroups drift apart and fill each other's gaps.
+// A warpgroup keeps its queries, a tile's scores and weights, a chunk's values and what is folded
+// in registers. It issues the next tile's scores before this tile's values, so its softmax runs
+// beside products of its own; the two warpgroups drift apart and fill each other's gaps.
 #include <algorithm>
 
 #include "kernels/cuda/attention_parts.cuh"
@@ -22,7 +22,7 @@ constexpr int kGroupQueries = kGroupWarps * kAttentionUnit;
 constexpr int kGroups = 2;  // that multiply
 constexpr int kItemQueries = kGroups * kGroupQueries;
 constexpr int kProductWarps = kGroups * kGroupWarps;
-constexpr int kTileWarps = 2;  // that load keys and values
+constexpr int kTileWarps = 2;                          // that load keys and values
 constexpr int kQueryWarps = kGroupWarps - kTileWarps;  // that load queries
 constexpr int kProductThreads = kProductWarps * kWarp;
 constexpr int kThreads = (kProductWarps + kGroupWarps) * kWarp;
@@ -135,8 +135,8 @@ __device__ __forceinline__ void CopyTile(const CudaAttentionParams& p, const Ten
   }
 }
 
-// Zeros instead of the values of keys from `key` of the tile up to the end of its page: nobody may have
-// written them.
+// Zeros instead of the values of keys from `key` of the tile up to the end of its page: nobody may
+// have written them.
 template <typename T>
 __device__ __forceinline__ void ClearValuesFrom(int key, Bf16* tile) {
   const int lane = static_cast<int>(threadIdx.x) % kWarp;
@@ -152,8 +152,7 @@ __device__ __forceinline__ void ClearValuesFrom(int key, Bf16* tile) {
 
 // One warp brings the keys, another the values.
 template <typename T, bool kValues>
-__device__ __forceinline__ void LoadTiles(const WideParams<T>& params,
-                                                  WideShared<T>& shared) {
+__device__ __forceinline__ void LoadTiles(const WideParams<T>& params, WideShared<T>& shared) {
   Barriers<T>& barriers = shared.barriers;
   const CudaAttentionParams& p = params.a;
   const int group = p.num_heads / p.shape.kv_heads;
@@ -176,10 +175,11 @@ __device__ __forceinline__ void LoadTiles(const WideParams<T>& params,
       }
       const int first_key = tile * kTileKeys;
       Bf16* const to = shared.tiles[place.stage][kValues];
-      uint64_t* const full = kValues ? &barriers.full_values[place.stage]
-                                     : &barriers.full_keys[place.stage];
-      WaitForPhase(kValues ? &barriers.empty_values[place.stage] : &barriers.empty_keys[place.stage],
-                   place.parity ^ 1);
+      uint64_t* const full =
+          kValues ? &barriers.full_values[place.stage] : &barriers.full_keys[place.stage];
+      WaitForPhase(
+          kValues ? &barriers.empty_values[place.stage] : &barriers.empty_keys[place.stage],
+          place.parity ^ 1);
       const bool clear = kValues && kv_end - first_key < kTileKeys && kv_end % kPageKeys != 0;
       CopyTile<T>(p, kValues ? &params.values : &params.keys, kv_head, kv_end, pages, first_key, to,
                   clear ? &barriers.last_values : full);
@@ -197,8 +197,7 @@ __device__ __forceinline__ void LoadTiles(const WideParams<T>& params,
 }
 
 template <typename T>
-__device__ __forceinline__ void LoadQueries(const CudaAttentionParams& p,
-                                            WideShared<T>& shared) {
+__device__ __forceinline__ void LoadQueries(const CudaAttentionParams& p, WideShared<T>& shared) {
   Barriers<T>& barriers = shared.barriers;
   const int thread = static_cast<int>(threadIdx.x) - (kProductWarps + kTileWarps) * kWarp;
   int parity = 0;
@@ -257,7 +256,8 @@ __device__ __forceinline__ Work GetJob(const CudaAttentionParams& p, const Job& 
   return GetWork(p, job.item, job.span, kv_head, kItemQueries, warp);
 }
 
-// A warpgroup's tiles [first, last) of an item. `place`: of the first; afterwards of the one behind them.
+// A warpgroup's tiles [first, last) of an item. `place`: of the first; afterwards of the one behind
+// them.
 template <typename T>
 __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, const Job& job,
                                               int kv_head, int first, int last,

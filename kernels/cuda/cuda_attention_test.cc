@@ -215,8 +215,8 @@ TEST(CudaAttention, MatchesDouble) {
     EXPECT_TRUE(SameBits(out.data(), batch.Run(0).data(), static_cast<int64_t>(out.size())));
     EXPECT_TRUE(SameBits(out.data(), batch.Run(7).data(), static_cast<int64_t>(out.size())));
     // And by the code for any GPU.
-    EXPECT_TRUE(SameBits(out.data(), batch.Run(0, nullptr, true).data(),
-                         static_cast<int64_t>(out.size())));
+    EXPECT_TRUE(
+        SameBits(out.data(), batch.Run(0, nullptr, true).data(), static_cast<int64_t>(out.size())));
   }
 }
 
@@ -235,8 +235,8 @@ TEST(CudaAttention, Windows) {
     const Batch batch(shape, spans, random);
     const auto out = batch.Run(1 << 20);
     batch.ExpectDouble(out);
-    EXPECT_TRUE(SameBits(out.data(), batch.Run(0, nullptr, true).data(),
-                         static_cast<int64_t>(out.size())));
+    EXPECT_TRUE(
+        SameBits(out.data(), batch.Run(0, nullptr, true).data(), static_cast<int64_t>(out.size())));
   }
 }
 
@@ -294,8 +294,8 @@ TEST(CudaAttention, LongContexts) {
   const auto out = batch.Run(1 << 20);
   batch.ExpectDouble(out);
   EXPECT_TRUE(SameBits(out.data(), batch.Run(0).data(), static_cast<int64_t>(out.size())));
-  EXPECT_TRUE(SameBits(out.data(), batch.Run(0, nullptr, true).data(),
-                       static_cast<int64_t>(out.size())));
+  EXPECT_TRUE(
+      SameBits(out.data(), batch.Run(0, nullptr, true).data(), static_cast<int64_t>(out.size())));
 }
 
 TEST(CudaAttention, RefusesBadShapes) {

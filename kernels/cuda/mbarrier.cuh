@@ -58,10 +58,10 @@ __device__ __forceinline__ void Arrive(uint64_t* barrier) {
 }
 // Arrives, and announces bytes that CopyBox will bring.
 __device__ __forceinline__ void ArriveAndExpect(uint64_t* barrier, int bytes) {
-  asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(
-                   SharedAddress(barrier)),
-               "r"(bytes)
-               : "memory");
+  asm volatile(
+      "mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;\n" ::"r"(SharedAddress(barrier)),
+      "r"(bytes)
+      : "memory");
 }
 __device__ __forceinline__ void WaitForPhase(uint64_t* barrier, int parity) {
   asm volatile(
@@ -77,8 +77,8 @@ __device__ __forceinline__ void WaitForPhase(uint64_t* barrier, int parity) {
       : "memory");
 }
 
-// One thread copies the box whose first element is [row, column] of the map's matrix; zeros stand in
-// beyond its edges. `shared`: 1024 bytes aligned, or 128 x 8 n for a box inside a larger tile.
+// One thread copies the box whose first element is [row, column] of the map's matrix; zeros stand
+// in beyond its edges. `shared`: 1024 bytes aligned, or 128 x 8 n for a box inside a larger tile.
 __device__ __forceinline__ void CopyBox(void* shared, const TensorMap* map, int column, int row,
                                         uint64_t* barrier) {
   asm volatile(
@@ -91,8 +91,8 @@ __device__ __forceinline__ void FetchMap(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
 }
 
-// True for one lane of a whole warp. The compiler knows that it is one: it issues the copies below such a
-// branch straight away, and those of several lanes by a slow loop over them.
+// True for one lane of a whole warp. The compiler knows that it is one: it issues the copies below
+// such a branch straight away, and those of several lanes by a slow loop over them.
 __device__ __forceinline__ bool ElectLane() {
   unsigned elected;
   asm volatile(

@@ -16,10 +16,10 @@ struct alignas(64) TensorMap {
 
 inline constexpr int kBoxColumns = 64;  // 128 bytes, a row of a swizzled tile
 
-// A row-major matrix [rows, columns] of bf16, 16-byte aligned, columns a multiple of 8, that is copied
-// in boxes of box_rows (<= 256) x kBoxColumns. In shared memory a box's rows follow each other, 128
-// bytes each, and 16-byte vector v of row r lies at v ^ (r % 8): the layout that wgmma.cuh reads.
-// cudaErrorNotSupported where the driver has no copy engine to offer.
+// A row-major matrix [rows, columns] of bf16, 16-byte aligned, columns a multiple of 8, that is
+// copied in boxes of box_rows (<= 256) x kBoxColumns. In shared memory a box's rows follow each
+// other, 128 bytes each, and 16-byte vector v of row r lies at v ^ (r % 8): the layout that
+// wgmma.cuh reads. cudaErrorNotSupported where the driver has no copy engine to offer.
 cudaError_t MakeTensorMap(const Bf16* matrix, int64_t rows, int32_t columns, int32_t box_rows,
                           TensorMap* map);
 

@@ -1,10 +1,10 @@
-// A warpgroup's products of bf16 on Hopper's tensor cores (sm_90a; PTX ISA, "wgmma"). They read shared
-// memory by themselves, run on while the threads do, and give the same bits as MmaBf16 (mma.cuh):
-// measured over random inputs of wide range, with A from registers or from shared memory, and whichever
-// way the 16 columns of a product are ordered.
+// A warpgroup's products of bf16 on Hopper's tensor cores (sm_90a; PTX ISA, "wgmma"). They read
+// shared memory by themselves, run on while the threads do, and give the same bits as MmaBf16
+// (mma.cuh): measured over random inputs of wide range, with A from registers or from shared
+// memory, and whichever way the 16 columns of a product are ordered.
 //
-// D [64 x N] (+)= A [64 x 16] B [N x 16]^T. Warp w of the group has rows 16 w .. 16 w + 15 of D and of A;
-// its d[j] is the fragment C of mma.cuh for columns 8 j .. 8 j + 7, its a the fragment A.
+// D [64 x N] (+)= A [64 x 16] B [N x 16]^T. Warp w of the group has rows 16 w .. 16 w + 15 of D and
+// of A; its d[j] is the fragment C of mma.cuh for columns 8 j .. 8 j + 7, its a the fragment A.
 //
 // Order of calls: BeginProducts (registers and, after FenceShared, shared memory written before are
 // seen), Multiply..., CommitProducts, WaitProducts, then Settle on every d before it is read.
@@ -15,8 +15,8 @@
 
 namespace paceline::kernels {
 
-// A matrix in shared memory, made of rows of 128 bytes with 16-byte vectors swizzled as tensor_map.h
-// says; groups of 8 rows are 1024 bytes aligned and follow each other.
+// A matrix in shared memory, made of rows of 128 bytes with 16-byte vectors swizzled as
+// tensor_map.h says; groups of 8 rows are 1024 bytes aligned and follow each other.
 #ifdef PACELINE_CUDA_EMULATION
 struct SharedOperand {
   const unsigned char* at;
@@ -50,11 +50,11 @@ __device__ __forceinline__ SharedOperand Operand(const Bf16* at, int leading_byt
   return {(address & 0x3ffff) >> 4 | static_cast<uint64_t>(leading_bytes) >> 4 << 16 |
           kGroupBytes >> 4 << 32 | kSwizzle128};
 }
-// Rows of the operand are rows in memory, 64 columns wide; `at`: its first row's column of the product's
-// 16, a multiple of 16.
+// Rows of the operand are rows in memory, 64 columns wide; `at`: its first row's column of the
+// product's 16, a multiple of 16.
 __device__ __forceinline__ SharedOperand RowsOperand(const Bf16* at) { return Operand(at, 16); }
-// Rows in memory are the product's 16 columns, starting at `at`; 64 rows of the operand lie side by side
-// in them, the next 64 block_bytes further. For B with kTransposeB.
+// Rows in memory are the product's 16 columns, starting at `at`; 64 rows of the operand lie side by
+// side in them, the next 64 block_bytes further. For B with kTransposeB.
 __device__ __forceinline__ SharedOperand ColumnsOperand(const Bf16* at, int block_bytes) {
   return Operand(at, block_bytes);
 }
@@ -128,7 +128,8 @@ __device__ inline void ShrinkRegisters() {}
 
 // d += a b^T, or d = a b^T where not `add`. kTransposeB: b is a ColumnsOperand.
 template <bool kTransposeB>
-__device__ __forceinline__ void Multiply(float (&d)[8][4], const unsigned (&a)[4], SharedOperand b, bool add) {
+__device__ __forceinline__ void Multiply(float (&d)[8][4], const unsigned (&a)[4], SharedOperand b,
+                                         bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -138,12 +139,15 @@ __device__ __forceinline__ void Multiply(float (&d)[8][4], const unsigned (&a)[4
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "{%32, %33, %34, %35}, %36, add, 1, 1, %38;\n"
       "}\n"
-      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4), PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "r"(int{add}), "n"(int{kTransposeB}));
+      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4),
+        PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "r"(int{add}),
+        "n"(int{kTransposeB}));
 }
 
 template <bool kTransposeB>
-__device__ __forceinline__ void Multiply(float (&d)[16][4], const unsigned (&a)[4], SharedOperand b, bool add) {
+__device__ __forceinline__ void Multiply(float (&d)[16][4], const unsigned (&a)[4], SharedOperand b,
+                                         bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -155,12 +159,17 @@ __device__ __forceinline__ void Multiply(float (&d)[16][4], const unsigned (&a)[
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "{%64, %65, %66, %67}, %68, add, 1, 1, %70;\n"
       "}\n"
-      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4), PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9), PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14), PACELINE_D4(15)
-      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "r"(int{add}), "n"(int{kTransposeB}));
+      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4),
+        PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9),
+        PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14),
+        PACELINE_D4(15)
+      : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b.bits), "r"(int{add}),
+        "n"(int{kTransposeB}));
 }
 
 template <bool kTransposeB>
-__device__ __forceinline__ void Multiply(float (&d)[8][4], SharedOperand a, SharedOperand b, bool add) {
+__device__ __forceinline__ void Multiply(float (&d)[8][4], SharedOperand a, SharedOperand b,
+                                         bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -170,12 +179,14 @@ __device__ __forceinline__ void Multiply(float (&d)[8][4], SharedOperand a, Shar
       "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31}, "
       "%32, %33, add, 1, 1, 0, %35;\n"
       "}\n"
-      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4), PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7)
+      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4),
+        PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7)
       : "l"(a.bits), "l"(b.bits), "r"(int{add}), "n"(int{kTransposeB}));
 }
 
 template <bool kTransposeB>
-__device__ __forceinline__ void Multiply(float (&d)[16][4], SharedOperand a, SharedOperand b, bool add) {
+__device__ __forceinline__ void Multiply(float (&d)[16][4], SharedOperand a, SharedOperand b,
+                                         bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -187,12 +198,16 @@ __device__ __forceinline__ void Multiply(float (&d)[16][4], SharedOperand a, Sha
       "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63}, "
       "%64, %65, add, 1, 1, 0, %67;\n"
       "}\n"
-      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4), PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9), PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14), PACELINE_D4(15)
+      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4),
+        PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9),
+        PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14),
+        PACELINE_D4(15)
       : "l"(a.bits), "l"(b.bits), "r"(int{add}), "n"(int{kTransposeB}));
 }
 
 template <bool kTransposeB>
-__device__ __forceinline__ void Multiply(float (&d)[24][4], SharedOperand a, SharedOperand b, bool add) {
+__device__ __forceinline__ void Multiply(float (&d)[24][4], SharedOperand a, SharedOperand b,
+                                         bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -206,12 +221,17 @@ __device__ __forceinline__ void Multiply(float (&d)[24][4], SharedOperand a, Sha
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95}, "
       "%96, %97, add, 1, 1, 0, %99;\n"
       "}\n"
-      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4), PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9), PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14), PACELINE_D4(15), PACELINE_D4(16), PACELINE_D4(17), PACELINE_D4(18), PACELINE_D4(19), PACELINE_D4(20), PACELINE_D4(21), PACELINE_D4(22), PACELINE_D4(23)
+      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4),
+        PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9),
+        PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14),
+        PACELINE_D4(15), PACELINE_D4(16), PACELINE_D4(17), PACELINE_D4(18), PACELINE_D4(19),
+        PACELINE_D4(20), PACELINE_D4(21), PACELINE_D4(22), PACELINE_D4(23)
       : "l"(a.bits), "l"(b.bits), "r"(int{add}), "n"(int{kTransposeB}));
 }
 
 template <bool kTransposeB>
-__device__ __forceinline__ void Multiply(float (&d)[32][4], SharedOperand a, SharedOperand b, bool add) {
+__device__ __forceinline__ void Multiply(float (&d)[32][4], SharedOperand a, SharedOperand b,
+                                         bool add) {
   asm volatile(
       "{\n"
       ".reg .pred add;\n"
@@ -224,10 +244,17 @@ __device__ __forceinline__ void Multiply(float (&d)[32][4], SharedOperand a, Sha
       "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "
       "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "
       "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, "
-      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, %127}, "
+      "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "
+      "%127}, "
       "%128, %129, add, 1, 1, 0, %131;\n"
       "}\n"
-      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4), PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9), PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14), PACELINE_D4(15), PACELINE_D4(16), PACELINE_D4(17), PACELINE_D4(18), PACELINE_D4(19), PACELINE_D4(20), PACELINE_D4(21), PACELINE_D4(22), PACELINE_D4(23), PACELINE_D4(24), PACELINE_D4(25), PACELINE_D4(26), PACELINE_D4(27), PACELINE_D4(28), PACELINE_D4(29), PACELINE_D4(30), PACELINE_D4(31)
+      : PACELINE_D4(0), PACELINE_D4(1), PACELINE_D4(2), PACELINE_D4(3), PACELINE_D4(4),
+        PACELINE_D4(5), PACELINE_D4(6), PACELINE_D4(7), PACELINE_D4(8), PACELINE_D4(9),
+        PACELINE_D4(10), PACELINE_D4(11), PACELINE_D4(12), PACELINE_D4(13), PACELINE_D4(14),
+        PACELINE_D4(15), PACELINE_D4(16), PACELINE_D4(17), PACELINE_D4(18), PACELINE_D4(19),
+        PACELINE_D4(20), PACELINE_D4(21), PACELINE_D4(22), PACELINE_D4(23), PACELINE_D4(24),
+        PACELINE_D4(25), PACELINE_D4(26), PACELINE_D4(27), PACELINE_D4(28), PACELINE_D4(29),
+        PACELINE_D4(30), PACELINE_D4(31)
       : "l"(a.bits), "l"(b.bits), "r"(int{add}), "n"(int{kTransposeB}));
 }
 
@@ -236,7 +263,8 @@ __device__ __forceinline__ void Multiply(float (&d)[32][4], SharedOperand a, Sha
 __device__ __forceinline__ void BeginProducts() {
   asm volatile("wgmma.fence.sync.aligned;\n" ::: "memory");
 }
-// What this thread wrote to shared memory becomes visible to products and the copy engine; then a barrier.
+// What this thread wrote to shared memory becomes visible to products and the copy engine; then a
+// barrier.
 __device__ __forceinline__ void FenceShared() {
   asm volatile("fence.proxy.async.shared::cta;\n" ::: "memory");
 }
@@ -247,7 +275,8 @@ template <int kGroupsLeft>
 __device__ __forceinline__ void WaitProducts() {
   asm volatile("wgmma.wait_group.sync.aligned %0;\n" ::"n"(kGroupsLeft) : "memory");
 }
-// Keeps the compiler from moving reads of d above the wait, and what makes d or a below BeginProducts.
+// Keeps the compiler from moving reads of d above the wait, and what makes d or a below
+// BeginProducts.
 template <int kTiles>
 __device__ __forceinline__ void Settle(float (&d)[kTiles][4]) {
 #pragma unroll
@@ -264,8 +293,9 @@ __device__ __forceinline__ void Settle(unsigned (&a)[kSteps][4]) {
     for (int i = 0; i < 4; ++i) asm volatile("" : "+r"(a[k][i])::"memory");
   }
 }
-// A warpgroup takes registers that another gave back; multiples of 8. All its warps, in one branch of the
-// kernel.
+
+// A warpgroup takes registers that another gave back; multiples of 8. All its warps, in one branch
+// of the kernel.
 template <int kRegisters>
 __device__ __forceinline__ void GrowRegisters() {
   asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;\n" ::"n"(kRegisters));
