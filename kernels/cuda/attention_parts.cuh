@@ -132,13 +132,12 @@ __device__ __forceinline__ void LoadQueryStep(const Bf16* queries, int k, unsign
   LoadMatrices<false>(a, queries + Swizzled<kDim>(lane % 16, lane % 8, k / 8 + lane / 16));
 }
 
-// Whether row `row` of the span sees KV index `key`; `first`: the window's first.
-__device__ __forceinline__ bool Sees(const CudaAttentionParams& p, const CudaAttentionSpan& span,
-                                     int row, int first, int key) {
+// Whether row `row` of a tree sees KV index `key`; `first`: the window's first.
+__device__ __forceinline__ bool InTree(const CudaAttentionParams& p, const CudaAttentionSpan& span,
+                                       int row, int first, int key) {
   const int other = key - span.context_len;
   if (other < 0) return key >= first;
   if (other >= span.num_rows) return false;
-  if (span.mask_begin < 0) return other <= row && key >= first;
   const uint32_t word = p.masks[span.mask_begin + row * span.mask_words + other / 32];
   return (word >> (other % 32) & 1u) != 0;
 }
@@ -174,11 +173,27 @@ __device__ __forceinline__ bool SeenInPart(int tile, int whole_begin, int whole_
 __device__ __forceinline__ void HideUnseen(const CudaAttentionParams& p, const Work& w, int tile,
                                            float (&s)[kTileKeys / 8][4]) {
   const int key = tile * kTileKeys + static_cast<int>(threadIdx.x) % 4 * 2;
+  // Without a tree comparisons are enough, and branches would cost more than the products.
+  if (w.span.mask_begin < 0) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      const int first = w.first[i] - key, last = w.span.context_len + w.row[i] - key;
+#pragma unroll
+      for (int j = 0; j < kTileKeys / 8; ++j) {
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          const int at = j * 8 + c;
+          s[j][2 * i + c] = at >= first && at <= last ? s[j][2 * i + c] : kNone;
+        }
+      }
+    }
+    return;
+  }
 #pragma unroll
   for (int j = 0; j < kTileKeys / 8; ++j) {
 #pragma unroll
     for (int c = 0; c < 4; ++c) {
-      if (!Sees(p, w.span, w.row[c / 2], w.first[c / 2], key + j * 8 + c % 2)) s[j][c] = kNone;
+      if (!InTree(p, w.span, w.row[c / 2], w.first[c / 2], key + j * 8 + c % 2)) s[j][c] = kNone;
     }
   }
 }

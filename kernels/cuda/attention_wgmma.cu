@@ -1,6 +1,6 @@
 // Large items on Hopper: two warpgroups of 64 queries each multiply by wgmma what a third brings
-// into shared memory, one warp of it keys and values by the copy engine, through a ring of stages,
-// the others the next item's queries. A block stays on its multiprocessor and takes one item after
+// into shared memory: one warp of it keys and one values, by the copy engine through a ring of
+// stages, two the next item's queries. A block stays on its multiprocessor and takes one item after
 // another, so that loads and the end of an item run beside the products of the next.
 //
 // A warpgroup keeps its queries, a tile's scores and weights, a chunk's values and what is folded
@@ -22,7 +22,8 @@ constexpr int kGroupQueries = kGroupWarps * kAttentionUnit;
 constexpr int kGroups = 2;  // that multiply
 constexpr int kItemQueries = kGroups * kGroupQueries;
 constexpr int kProductWarps = kGroups * kGroupWarps;
-constexpr int kQueryWarps = kGroupWarps - 1;  // that load queries
+constexpr int kTileWarps = 2;                          // that load keys and values
+constexpr int kQueryWarps = kGroupWarps - kTileWarps;  // that load queries
 constexpr int kProductThreads = kProductWarps * kWarp;
 constexpr int kThreads = (kProductWarps + kGroupWarps) * kWarp;
 
@@ -99,28 +100,38 @@ struct Round {
   }
 };
 
+// Of the whole warp.
+__device__ __forceinline__ void Release(uint64_t* barrier) {
+  __syncwarp();
+  if (threadIdx.x % kWarp == 0) Arrive(barrier);
+}
+
 // --- Loading ---
 
-// Lane l < 2 * 4 copies page l / 2 of the tile, columns 64 (l % 2) and on. Pages behind the end are
-// rows behind the matrix: zeros.
+// Pages behind the end are rows behind the matrix: zeros.
 template <typename T>
 __device__ __forceinline__ void CopyTile(const CudaAttentionParams& p, const TensorMap* map,
                                          int kv_head, int kv_end, int pages, int first_key,
                                          Bf16* tile, uint64_t* barrier) {
-  constexpr int kBlocks = T::kDim / kBoxColumns;
-  constexpr int kBoxes = kTileKeys / kPageKeys * kBlocks;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
+  constexpr int kTilePages = kTileKeys / kPageKeys;
   const int size = p.shape.block_size;
-  const int page = lane / kBlocks % (kTileKeys / kPageKeys), column_block = lane % kBlocks;
-  const int key = first_key + page * kPageKeys;
-  const int block = __shfl_sync(kAllLanes, pages, key / kPageKeys % 16);
-  const int row = key < kv_end ? (block * p.shape.kv_heads + kv_head) * size + (key & (size - 1))
-                               : p.shape.num_blocks * p.shape.kv_heads * size;
-  if (lane == 0) ArriveAndExpect(barrier, T::kTileBytes);
-  __syncwarp();
-  if (lane < kBoxes) {
-    CopyBox(tile + column_block * T::kBlockElements + page * kPageKeys * kBoxColumns, map,
-            column_block * kBoxColumns, row, barrier);
+  int rows[kTilePages];
+#pragma unroll
+  for (int i = 0; i < kTilePages; ++i) {
+    const int key = first_key + i * kPageKeys;
+    const int block = __shfl_sync(kAllLanes, pages, key / kPageKeys % 16);
+    rows[i] = key < kv_end ? (block * p.shape.kv_heads + kv_head) * size + (key & (size - 1))
+                           : p.shape.num_blocks * p.shape.kv_heads * size;
+  }
+  if (!ElectLane()) return;
+  ArriveAndExpect(barrier, T::kTileBytes);
+#pragma unroll
+  for (int i = 0; i < kTilePages; ++i) {
+#pragma unroll
+    for (int block = 0; block < T::kDim / kBoxColumns; ++block) {
+      CopyBox(tile + block * T::kBlockElements + i * kPageKeys * kBoxColumns, map,
+              block * kBoxColumns, rows[i], barrier);
+    }
   }
 }
 
@@ -139,12 +150,11 @@ __device__ __forceinline__ void ClearValuesFrom(int key, Bf16* tile) {
   }
 }
 
-template <typename T>
-__device__ __forceinline__ void LoadKeysAndValues(const WideParams<T>& params,
-                                                  WideShared<T>& shared) {
+// One warp brings the keys, another the values.
+template <typename T, bool kValues>
+__device__ __forceinline__ void LoadTiles(const WideParams<T>& params, WideShared<T>& shared) {
   Barriers<T>& barriers = shared.barriers;
   const CudaAttentionParams& p = params.a;
-  const int lane = static_cast<int>(threadIdx.x) % kWarp;
   const int group = p.num_heads / p.shape.kv_heads;
   Place<T> place;
   int last_parity = 0;
@@ -164,22 +174,22 @@ __device__ __forceinline__ void LoadKeysAndValues(const WideParams<T>& params,
         next_pages = GetPages(p, span.table_begin, kv_end, tile / kChunkTiles + 1);
       }
       const int first_key = tile * kTileKeys;
-      Bf16* const keys = shared.tiles[place.stage][0];
-      Bf16* const values = shared.tiles[place.stage][1];
-      WaitForPhase(&barriers.empty_keys[place.stage], place.parity ^ 1);
-      CopyTile<T>(p, &params.keys, kv_head, kv_end, pages, first_key, keys,
-                  &barriers.full_keys[place.stage]);
-      WaitForPhase(&barriers.empty_values[place.stage], place.parity ^ 1);
-      const bool clear = kv_end - first_key < kTileKeys && kv_end % kPageKeys != 0;
-      CopyTile<T>(p, &params.values, kv_head, kv_end, pages, first_key, values,
-                  clear ? &barriers.last_values : &barriers.full_values[place.stage]);
+      Bf16* const to = shared.tiles[place.stage][kValues];
+      uint64_t* const full =
+          kValues ? &barriers.full_values[place.stage] : &barriers.full_keys[place.stage];
+      WaitForPhase(
+          kValues ? &barriers.empty_values[place.stage] : &barriers.empty_keys[place.stage],
+          place.parity ^ 1);
+      const bool clear = kValues && kv_end - first_key < kTileKeys && kv_end % kPageKeys != 0;
+      CopyTile<T>(p, kValues ? &params.values : &params.keys, kv_head, kv_end, pages, first_key, to,
+                  clear ? &barriers.last_values : full);
+      __syncwarp();
       if (clear) {
         WaitForPhase(&barriers.last_values, last_parity);
         last_parity ^= 1;
-        ClearValuesFrom<T>(kv_end - first_key, values);
+        ClearValuesFrom<T>(kv_end - first_key, to);
         FenceShared();
-        __syncwarp();
-        if (lane == 0) Arrive(&barriers.full_values[place.stage]);
+        Release(full);
       }
       place.Next();
     }
@@ -189,7 +199,7 @@ __device__ __forceinline__ void LoadKeysAndValues(const WideParams<T>& params,
 template <typename T>
 __device__ __forceinline__ void LoadQueries(const CudaAttentionParams& p, WideShared<T>& shared) {
   Barriers<T>& barriers = shared.barriers;
-  const int thread = static_cast<int>(threadIdx.x) - (kProductWarps + 1) * kWarp;
+  const int thread = static_cast<int>(threadIdx.x) - (kProductWarps + kTileWarps) * kWarp;
   int parity = 0;
   Round round;
   for (int index, kv_head; round.Get(p, &index, &kv_head);) {
@@ -238,11 +248,6 @@ __device__ __forceinline__ void PackTile(const float (&s)[kTileKeys / 8][4],
                                          unsigned (&weights)[kTileKeys / 16][4]) {
 #pragma unroll
   for (int n = 0; n < kTileKeys / 16; ++n) PackWeights(s[2 * n], s[2 * n + 1], weights[n]);
-}
-
-__device__ __forceinline__ void Release(uint64_t* barrier) {
-  __syncwarp();
-  if (threadIdx.x % kWarp == 0) Arrive(barrier);
 }
 
 // What a warp works on, made again wherever it is needed: registers are short.
@@ -308,6 +313,7 @@ __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, cons
     }
     if (SeenInPart(tile, whole_begin, whole_end)) HideUnseen(p, GetJob(p, job, kv_head), tile, s);
     Weigh(p, s, chunk, rescale);
+    Settle(s);  // all weights beside the products
     WaitProducts<0>();
     Settle(values);
     Release(&barriers.empty_values[before.stage]);
@@ -399,7 +405,9 @@ __global__ void __launch_bounds__(kThreads, 1)
   if (warp >= kProductWarps) {
     ShrinkRegisters<40>();
     if (warp == kProductWarps) {
-      LoadKeysAndValues<T>(params, block);
+      LoadTiles<T, false>(params, block);
+    } else if (warp == kProductWarps + 1) {
+      LoadTiles<T, true>(params, block);
     } else {
       LoadQueries<T>(params.a, block);
     }

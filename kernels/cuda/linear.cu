@@ -21,9 +21,9 @@ CudaTile PortableTile(int32_t m, int32_t n) {
   return m <= 128 && n <= 16384 ? CudaTile::kStream64 : CudaTile::kBlock128;
 }
 
-// As measured over the matrices of Llama-3-8B on an H100 (docs/benchmarks/cuda-kernels.md): where the
-// stream of W is the bound, tiles enough for every multiprocessor; above 128 rows, the tile whose
-// rounds over the multiprocessors take less, one of 192 being 1.4 of 128.
+// As measured over the matrices of Llama-3-8B on an H100 (docs/benchmarks/cuda-kernels.md): where
+// the stream of W is the bound, tiles enough for every multiprocessor; above 128 rows, the tile
+// whose rounds over the multiprocessors take less, one of 192 being 1.4 of 128.
 CudaTile HopperTile(int32_t m, int32_t n) {
   const bool wide = n > 16384;
   if (m <= 16 && !wide) return PortableTile(m, n);

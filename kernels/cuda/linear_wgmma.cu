@@ -249,9 +249,8 @@ __device__ __forceinline__ void ConsumeSlices(const CudaLinearParams& p, const S
       total[2] = __fadd_rn(total[2], sum.z);
       total[3] = __fadd_rn(total[3], sum.w);
     }
-    ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
-      StoreColumns<T, kOutput>(p, at, j, total);
-    });
+    ForOutput(p.output,
+              [&]<CudaLinearOutput kOutput>() { StoreColumns<T, kOutput>(p, at, j, total); });
   }
 }
 

@@ -32,6 +32,7 @@ __device__ inline void CopyBox(void* shared, const TensorMap* map, int column, i
   emulation::CopyTowards(barrier, shared, bytes, [=] { m.Copy(shared, column, row); });
 }
 __device__ inline void FetchMap(const TensorMap*) {}
+__device__ inline bool ElectLane() { return emulation::Lane() == 0; }
 __device__ inline void SyncWarps(int barrier, int threads) {
   emulation::SyncNamed(barrier, threads);
 }
@@ -88,6 +89,20 @@ __device__ __forceinline__ void CopyBox(void* shared, const TensorMap* map, int 
 }
 __device__ __forceinline__ void FetchMap(const TensorMap* map) {
   asm volatile("prefetch.tensormap [%0];\n" ::"l"(map) : "memory");
+}
+
+// True for one lane of a whole warp. The compiler knows that it is one: it issues the copies below
+// such a branch straight away, and those of several lanes by a slow loop over them.
+__device__ __forceinline__ bool ElectLane() {
+  unsigned elected;
+  asm volatile(
+      "{\n"
+      ".reg .pred p;\n"
+      "elect.sync _|p, 0xffffffff;\n"
+      "selp.u32 %0, 1, 0, p;\n"
+      "}\n"
+      : "=r"(elected));
+  return elected != 0;
 }
 
 // A barrier of whole warps, `threads` in all, by number 1 to 15; __syncthreads is number 0.
