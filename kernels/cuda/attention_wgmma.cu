@@ -213,8 +213,7 @@ __device__ __forceinline__ void LoadQueries(const CudaAttentionParams& p, WideSh
     }
     CommitCopies();
     WaitCopies<0>();
-    __syncwarp();
-    if (thread % kWarp == 0) Arrive(&barriers.full_queries);
+    Arrive(&barriers.full_queries);
   }
 }
 
@@ -355,7 +354,7 @@ __device__ __forceinline__ void MultiplyItems(const CudaAttentionParams& p, Wide
     for (int k = 0; k < T::kQuerySteps; ++k) {
       LoadQueryStep<T::kDim>(shared.queries + warp * kAttentionUnit * T::kDim, k * 16, queries[k]);
     }
-    Release(&barriers.empty_queries);
+    Arrive(&barriers.empty_queries);
     const Work w = GetJob(p, job, kv_head);
     const int first = w.item.chunk_begin * kChunkTiles;
     const int last = min(w.item.chunk_end * kChunkTiles, CeilDiv(w.kv_end, kTileKeys));
@@ -392,8 +391,8 @@ __global__ void __launch_bounds__(kThreads, 1)
       InitBarrier(&barriers.empty_keys[i], kProductWarps);
       InitBarrier(&barriers.empty_values[i], kProductWarps);
     }
-    InitBarrier(&barriers.full_queries, kQueryWarps);
-    InitBarrier(&barriers.empty_queries, kProductWarps);
+    InitBarrier(&barriers.full_queries, kQueryWarps * kWarp);
+    InitBarrier(&barriers.empty_queries, kProductThreads);
     InitBarrier(&barriers.last_values, 1);
     FenceBarriers();
     FetchMap(&params.keys);
