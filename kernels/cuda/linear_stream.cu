@@ -96,10 +96,9 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
   for (int i = 0; i < T::kDepth; ++i) load_x(i, i);
 
   float sums[T::kRowTiles][T::kColumnTiles][4] = {};
-  for (int first = 0; first < groups; first += T::kDepth) {
+  for (int first = 0; first < groups; first += T::kDepth) {  // zeros beyond the slice's groups
 #pragma unroll
     for (int i = 0; i < T::kDepth; ++i) {
-      if (first + i >= groups) break;  // the whole warp
 #pragma unroll
       for (int r = 0; r < T::kRowTiles; ++r) {
         const uint4 low = Exchanged(w[i][2 * r], upper), high = Exchanged(w[i][2 * r + 1], upper);

@@ -178,9 +178,9 @@ __device__ __forceinline__ void StoreColumns(const CudaLinearParams& p, const Pl
                                              const float (&sums)[4]) {
   const int thread = static_cast<int>(threadIdx.x);
   const int m = at.m + thread / kWarp * 16 + thread % kWarp / 4;
-  const int n = at.n + j * 8 + thread % 4 * 2;
-  if (m < p.m) StoreEven<kOutput>(p, m, n, sums[0], sums[1]);
-  if (m + 8 < p.m) StoreEven<kOutput>(p, m + 8, n, sums[2], sums[3]);
+  const int pair = at.n / 2 + j * 4 + thread % 4;
+  if (m < p.m) StoreEven<kOutput>(p, m, pair, sums[0], sums[1]);
+  if (m + 8 < p.m) StoreEven<kOutput>(p, m + 8, pair, sums[2], sums[3]);
 }
 
 template <typename T>
@@ -203,7 +203,10 @@ __device__ __forceinline__ void ConsumeTiles(const CudaLinearParams& p, const Sh
     const Place at = PlaceOf<T>(p, tile);
     ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
 #pragma unroll
-      for (int j = 0; j < T::kTilesN; ++j) StoreColumns<T, kOutput>(p, at, j, totals[j]);
+      for (int j = 0; j < T::kTilesN; ++j) {
+        StoreColumns<T, kOutput>(p, at, j, totals[j]);
+        if (j % 4 == 3) __syncwarp();  // what the stores read is not read earlier: registers are few
+      }
     });
   }
 }
