@@ -1,7 +1,7 @@
 // Blocks of a cluster: they run together, meet, and reach each other's shared memory. sm_90 and
-// later; PTX ISA, "barrier.cluster", "mapa". A kernel of clusters keeps all its shared memory in the
-// dynamic part, at the same offsets in every block. No block may end before others are done with its
-// memory.
+// later; PTX ISA, "barrier.cluster", "mapa". A kernel of clusters keeps all its shared memory in
+// the dynamic part, at the same offsets in every block. No block may end before others are done
+// with its memory.
 #pragma once
 
 #include "kernels/cuda/mbarrier.cuh"

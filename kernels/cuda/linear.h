@@ -36,8 +36,8 @@ cudaError_t CudaLinear(const CudaLinearParams& params, cudaStream_t stream);
 // For tests and benchmarks; any tile serves any m. A tile's first number is the rows of x that it
 // takes together, its second the rows of W. kStream tiles hold W in registers and spread the slices
 // over a block's warps, kBlock128 holds both in shared memory and walks the slices. kWgmma tiles do
-// so with Hopper's own instructions, Pair with two blocks of a cluster that share W, Parts4 with four
-// that share out the slices; cudaErrorNotSupported on other GPUs and where n is odd.
+// so with Hopper's own instructions, Pair with two blocks of a cluster that share W, Parts4 with
+// four that share out the slices; cudaErrorNotSupported on other GPUs and where n is odd.
 enum class CudaTile : uint8_t {
   kStream8,
   kStream16,

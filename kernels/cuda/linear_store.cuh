@@ -52,9 +52,8 @@ __device__ __forceinline__ void ForOutput(CudaLinearOutput output, const F& stor
 __device__ __forceinline__ void StorePair(const CudaLinearParams& p, int m, int n, float first,
                                           float second) {
   if (p.n % 2 == 0) {
-    ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
-      StoreEven<kOutput>(p, m, n / 2, first, second);
-    });
+    ForOutput(p.output,
+              [&]<CudaLinearOutput kOutput>() { StoreEven<kOutput>(p, m, n / 2, first, second); });
     return;
   }
   const float sums[2] = {first, second};

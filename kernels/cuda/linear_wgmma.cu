@@ -1,7 +1,7 @@
-// The path of Hopper (sm_90a). A block computes tiles of 64 kGroups rows of x times 8 kTilesN rows of
-// W, one after another. One thread has the copy engine bring stages of both into a ring of shared
-// memory; kGroups warpgroups multiply them, 64 rows of x each, and hold the sums of the slice in hand
-// and the totals in registers.
+// The path of Hopper (sm_90a). A block computes tiles of 64 kGroups rows of x times 8 kTilesN rows
+// of W, one after another. One thread has the copy engine bring stages of both into a ring of
+// shared memory; kGroups warpgroups multiply them, 64 rows of x each, and hold the sums of the
+// slice in hand and the totals in registers.
 //
 // Blocks of a cluster work together in one of two ways. kPair = 2 take tiles of the same rows of W:
 // each brings half of them to both, which spares L2, the bound of large products. kParts take the
@@ -13,12 +13,16 @@
 #include "kernels/cuda/linear_store.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "the CUDA backend takes Hopper as sm_90a"
-#endif
-
 namespace paceline::kernels {
 namespace {
+
+#if defined(PACELINE_CUDA_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHopperCode = true;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#error "the CUDA backend takes Hopper as sm_90a"
+#else
+constexpr bool kHopperCode = false;  // empty kernels, never launched
+#endif
 
 constexpr int kGroupThreads = 128;
 constexpr int kBand = 16;  // tiles of x that pass while a tile of W stays in L2
@@ -65,16 +69,15 @@ __device__ __forceinline__ Place PlaceOf(const CudaLinearParams& p, int tile) {
   return {(band * kBand + within % high) * T::kBlockM, within / high * T::kBlockN};
 }
 
-// What this block does of the launch's tiles: those from `first` on, `stride` apart, each from stage
-// `begin` to `end` of K.
+// What this block does of the launch's tiles: those from `first` on, `stride` apart, each from
+// stage `begin` to `end` of K.
 struct Share {
   int first, stride, tiles, begin, end;
 };
 template <typename T>
 __device__ __forceinline__ Share ShareOf(const CudaLinearParams& p) {
   const int steps = CeilDiv(p.k, kStageK);
-  const int tiles =
-      CeilDiv(p.m, T::kBlockM * T::kPair) * T::kPair * CeilDiv(p.n, T::kBlockN);
+  const int tiles = CeilDiv(p.m, T::kBlockM * T::kPair) * T::kPair * CeilDiv(p.n, T::kBlockN);
   const int block = static_cast<int>(blockIdx.x), blocks = static_cast<int>(gridDim.x);
   const int begin = block % T::kParts * T::kHeld * SliceStages(p.k);
   return {block / T::kParts, blocks / T::kParts, tiles, min(begin, steps),
@@ -205,7 +208,8 @@ __device__ __forceinline__ void ConsumeTiles(const CudaLinearParams& p, const Sh
 #pragma unroll
       for (int j = 0; j < T::kTilesN; ++j) {
         StoreColumns<T, kOutput>(p, at, j, totals[j]);
-        if (j % 4 == 3) __syncwarp();  // what the stores read is not read earlier: registers are few
+        if (j % 4 == 3)
+          __syncwarp();  // what the stores read is not read earlier: registers are few
       }
     });
   }
@@ -253,16 +257,13 @@ __device__ __forceinline__ void ConsumeSlices(const CudaLinearParams& p, const S
       total[2] = __fadd_rn(total[2], sum.z);
       total[3] = __fadd_rn(total[3], sum.w);
     }
-    ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
-      StoreColumns<T, kOutput>(p, at, j, total);
-    });
+    ForOutput(p.output,
+              [&]<CudaLinearOutput kOutput>() { StoreColumns<T, kOutput>(p, at, j, total); });
   }
 }
 
 template <typename T>
-__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
-    WgmmaKernel(const __grid_constant__ WgmmaParams p) {
-#if defined(PACELINE_CUDA_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void RunBlock(const WgmmaParams& p) {
   PACELINE_DYNAMIC_SHARED(shared_bytes);
   Shared<T> shared;
   shared.stages = reinterpret_cast<Bf16*>(
@@ -297,9 +298,12 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     }
   }
   if constexpr (T::kCluster > 1) SyncCluster();  // others may still read or fill this memory
-#else
-  static_cast<void>(p);
-#endif
+}
+
+template <typename T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
+    WgmmaKernel(const __grid_constant__ WgmmaParams p) {
+  if constexpr (kHopperCode) RunBlock<T>(p);
 }
 
 // Whether the device runs what was compiled for sm_90a.

@@ -4,10 +4,10 @@
 // hardware only what is written here. Tests alone use it; found first on the include path.
 //
 // A block's threads are fibers of one host thread; they switch at barriers and warp operations.
-// Blocks (or clusters of them) run one after another, a launch is done when it returns. What a real GPU leaves undefined
-// is made visible: memory starts as 0xff bytes (NaN), asynchronous copies write and warpgroups'
-// products read and write only when they are waited for, the order of threads changes from launch
-// to launch, and a barrier that some threads never reach ends the process.
+// Blocks (or clusters of them) run one after another, a launch is done when it returns. What a real
+// GPU leaves undefined is made visible: memory starts as 0xff bytes (NaN), asynchronous copies
+// write and warpgroups' products read and write only when they are waited for, the order of threads
+// changes from launch to launch, and a barrier that some threads never reach ends the process.
 #pragma once
 
 #include <algorithm>

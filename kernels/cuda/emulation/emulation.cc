@@ -102,7 +102,7 @@ struct Named {
 struct Block {
   std::vector<std::unique_ptr<Fiber>> fibers;
   std::map<uint64_t*, std::vector<CopyInFlight>> in_flight;  // by barrier
-  std::map<std::pair<int, int>, Named> named;  // by block of the cluster, number
+  std::map<std::pair<int, int>, Named> named;                // by block of the cluster, number
   std::vector<Warp> warps;
   std::vector<unsigned char> shared;
   unsigned char* shared_begin = nullptr;
