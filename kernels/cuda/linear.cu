@@ -25,9 +25,8 @@ CudaTile PortableTile(int32_t m, int32_t n) {
 // the stream of W is the bound, tiles enough for every multiprocessor; above 128 rows, the tile
 // whose rounds over the multiprocessors take less, one of 192 being 1.4 of 128.
 CudaTile HopperTile(int32_t m, int32_t n) {
-  const bool wide = n > 16384;
-  if (m <= 16 && !wide) return PortableTile(m, n);
-  if (m <= 64) return wide ? CudaTile::kWgmma64x128 : CudaTile::kWgmma64x128Parts4;
+  if (m <= 8 || (m <= 16 && n <= 65536)) return PortableTile(m, n);
+  if (m <= 64) return n > 16384 ? CudaTile::kWgmma64x128 : CudaTile::kWgmma64x128Parts4;
   if (m <= 128) return n > 4096 ? CudaTile::kWgmma128x128 : CudaTile::kWgmma128x128Parts4;
   constexpr int64_t kBlocks = 132;
   const int64_t high = CeilDiv(m, 256) * 2;

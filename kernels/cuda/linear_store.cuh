@@ -6,24 +6,24 @@
 
 namespace paceline::kernels {
 
-// Columns n and n + 1 of row m, in one store; n and p.n are even.
+// Columns 2 pair and 2 pair + 1 of row m, in one store; p.n is even.
 template <CudaLinearOutput kOutput>
-__device__ __forceinline__ void StoreEven(const CudaLinearParams& p, int m, int n, float first,
+__device__ __forceinline__ void StoreEven(const CudaLinearParams& p, int m, int pair, float first,
                                           float second) {
-  if (n >= p.n) return;
-  const int64_t at = int64_t{m} * p.n + n;
+  if (pair >= p.n / 2) return;
+  const int64_t at = int64_t{m} * (p.n / 2) + pair;
   if constexpr (kOutput == CudaLinearOutput::kSwiGlu) {
-    p.y_bf16[at / 2] = ToBf16(__fmul_rn(Silu(first), second));
+    p.y_bf16[at] = ToBf16(__fmul_rn(Silu(first), second));
     return;
   }
   if (p.bias != nullptr) {
-    first = __fadd_rn(first, p.bias[n]);
-    second = __fadd_rn(second, p.bias[n + 1]);
+    first = __fadd_rn(first, p.bias[2 * pair]);
+    second = __fadd_rn(second, p.bias[2 * pair + 1]);
   }
   if constexpr (kOutput == CudaLinearOutput::kBf16) {
-    *reinterpret_cast<unsigned*>(p.y_bf16 + at) = PackPair(first, second);
+    reinterpret_cast<unsigned*>(p.y_bf16)[at] = PackPair(first, second);
   } else {
-    auto* const to = reinterpret_cast<float2*>(p.y_f32 + at);
+    float2* const to = reinterpret_cast<float2*>(p.y_f32) + at;
     if constexpr (kOutput == CudaLinearOutput::kAddFloat) {
       const float2 before = *to;
       first = __fadd_rn(before.x, first);
@@ -53,7 +53,7 @@ __device__ __forceinline__ void StorePair(const CudaLinearParams& p, int m, int 
                                           float second) {
   if (p.n % 2 == 0) {
     ForOutput(p.output,
-              [&]<CudaLinearOutput kOutput>() { StoreEven<kOutput>(p, m, n, first, second); });
+              [&]<CudaLinearOutput kOutput>() { StoreEven<kOutput>(p, m, n / 2, first, second); });
     return;
   }
   const float sums[2] = {first, second};

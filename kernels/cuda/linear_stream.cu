@@ -12,12 +12,9 @@ namespace {
 constexpr int kThreads = kSlices * kWarp;
 constexpr int kGroupK = 32;
 
-// A group's columns that lane t of four takes to the two products: of the first, 16 columns from 0
-// on, the four from OwnColumns on; of the second the same, 16 further.
-__device__ __forceinline__ int OwnColumns(int lane) { return lane % 2 * 8 + lane / 2 % 2 * 4; }
-
-// One load brings lane t columns 8t .. 8t + 7 of a row, all of one product; lanes t and t ^ 2
-// change halves.
+// One load brings lane t of four columns 8t .. 8t + 7 of a group's 32, all of one product of 16.
+// Lanes t and t ^ 2 change halves, so that each has four columns of either product. Straight-line
+// code alone: where the compiler fears that lanes part, it guards each exchange.
 __device__ __forceinline__ uint4 Exchanged(const uint4& loaded, bool upper) {
   const unsigned x = __shfl_xor_sync(kAllLanes, upper ? loaded.x : loaded.z, 2);
   const unsigned y = __shfl_xor_sync(kAllLanes, upper ? loaded.y : loaded.w, 2);
@@ -61,15 +58,13 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
   const int end = min(p.k, begin + SliceColumns(p.k));
   const int groups = begin < end ? CeilDiv(end - begin, kGroupK) : 0;
   const Bf16* const w_row = p.w + int64_t{block_n + row} * p.k + begin + lane % 4 * 8;
-  const Bf16* const x_row = p.x + int64_t{block_m + row} * p.k + begin + OwnColumns(lane);
-  // That this lane may read, from its first.
-  const int w_columns = end - begin - lane % 4 * 8;
-  const int x_columns = end - begin - OwnColumns(lane);
+  const Bf16* const x_row = p.x + int64_t{block_m + row} * p.k + begin + lane % 4 * 8;
+  const int columns = end - begin - lane % 4 * 8;  // that this lane may read, from its first
 
   uint4 w[T::kDepth][2 * T::kRowTiles];
   uint4 x[T::kDepth][T::kColumnTiles];
   const auto load_w = [&](int to, int group) {
-    const bool inside = group * kGroupK < w_columns;
+    const bool inside = group * kGroupK < columns;
 #pragma unroll
     for (int i = 0; i < 2 * T::kRowTiles; ++i) {
       const Bf16* from = w_row + int64_t{8 * i} * p.k + group * kGroupK;
@@ -79,13 +74,12 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
     }
   };
   const auto load_x = [&](int to, int group) {
+    const bool inside = group * kGroupK < columns;
 #pragma unroll
     for (int i = 0; i < T::kColumnTiles; ++i) {
       const Bf16* from = x_row + int64_t{8 * i} * p.k + group * kGroupK;
-      const int columns = block_m + row + 8 * i < p.m ? x_columns - group * kGroupK : 0;
-      const uint2 first = columns > 0 ? *reinterpret_cast<const uint2*>(from) : uint2{};
-      const uint2 second = columns > 16 ? *reinterpret_cast<const uint2*>(from + 16) : uint2{};
-      x[to][i] = make_uint4(first.x, first.y, second.x, second.y);
+      x[to][i] =
+          inside && block_m + row + 8 * i < p.m ? *reinterpret_cast<const uint4*>(from) : uint4{};
     }
   };
   LetNextStart();
@@ -96,15 +90,17 @@ __global__ void __launch_bounds__(kThreads, T::kBlocks) StreamKernel(CudaLinearP
   for (int i = 0; i < T::kDepth; ++i) load_x(i, i);
 
   float sums[T::kRowTiles][T::kColumnTiles][4] = {};
-  for (int first = 0; first < groups; first += T::kDepth) {
+  for (int first = 0; first < groups; first += T::kDepth) {  // zeros beyond the slice's groups
 #pragma unroll
     for (int i = 0; i < T::kDepth; ++i) {
-      if (first + i >= groups) break;  // the whole warp
+      uint4 x_parts[T::kColumnTiles];
+#pragma unroll
+      for (int c = 0; c < T::kColumnTiles; ++c) x_parts[c] = Exchanged(x[i][c], upper);
 #pragma unroll
       for (int r = 0; r < T::kRowTiles; ++r) {
         const uint4 low = Exchanged(w[i][2 * r], upper), high = Exchanged(w[i][2 * r + 1], upper);
 #pragma unroll
-        for (int c = 0; c < T::kColumnTiles; ++c) MmaGroup(sums[r][c], low, high, x[i][c]);
+        for (int c = 0; c < T::kColumnTiles; ++c) MmaGroup(sums[r][c], low, high, x_parts[c]);
       }
       load_w(i, first + i + T::kDepth);
       load_x(i, first + i + T::kDepth);

@@ -13,12 +13,16 @@
 #include "kernels/cuda/linear_store.cuh"
 #include "kernels/cuda/wgmma.cuh"
 
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900 && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-#error "the CUDA backend takes Hopper as sm_90a"
-#endif
-
 namespace paceline::kernels {
 namespace {
+
+#if defined(PACELINE_CUDA_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+constexpr bool kHopperCode = true;
+#elif defined(__CUDA_ARCH__) && __CUDA_ARCH__ == 900
+#error "the CUDA backend takes Hopper as sm_90a"
+#else
+constexpr bool kHopperCode = false;  // empty kernels, never launched
+#endif
 
 constexpr int kGroupThreads = 128;
 constexpr int kBand = 16;  // tiles of x that pass while a tile of W stays in L2
@@ -177,9 +181,9 @@ __device__ __forceinline__ void StoreColumns(const CudaLinearParams& p, const Pl
                                              const float (&sums)[4]) {
   const int thread = static_cast<int>(threadIdx.x);
   const int m = at.m + thread / kWarp * 16 + thread % kWarp / 4;
-  const int n = at.n + j * 8 + thread % 4 * 2;
-  if (m < p.m) StoreEven<kOutput>(p, m, n, sums[0], sums[1]);
-  if (m + 8 < p.m) StoreEven<kOutput>(p, m + 8, n, sums[2], sums[3]);
+  const int pair = at.n / 2 + j * 4 + thread % 4;
+  if (m < p.m) StoreEven<kOutput>(p, m, pair, sums[0], sums[1]);
+  if (m + 8 < p.m) StoreEven<kOutput>(p, m + 8, pair, sums[2], sums[3]);
 }
 
 template <typename T>
@@ -202,7 +206,11 @@ __device__ __forceinline__ void ConsumeTiles(const CudaLinearParams& p, const Sh
     const Place at = PlaceOf<T>(p, tile);
     ForOutput(p.output, [&]<CudaLinearOutput kOutput>() {
 #pragma unroll
-      for (int j = 0; j < T::kTilesN; ++j) StoreColumns<T, kOutput>(p, at, j, totals[j]);
+      for (int j = 0; j < T::kTilesN; ++j) {
+        StoreColumns<T, kOutput>(p, at, j, totals[j]);
+        if (j % 4 == 3)
+          __syncwarp();  // what the stores read is not read earlier: registers are few
+      }
     });
   }
 }
@@ -255,9 +263,7 @@ __device__ __forceinline__ void ConsumeSlices(const CudaLinearParams& p, const S
 }
 
 template <typename T>
-__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
-    WgmmaKernel(const __grid_constant__ WgmmaParams p) {
-#if defined(PACELINE_CUDA_EMULATION) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+__device__ __forceinline__ void RunBlock(const WgmmaParams& p) {
   PACELINE_DYNAMIC_SHARED(shared_bytes);
   Shared<T> shared;
   shared.stages = reinterpret_cast<Bf16*>(
@@ -292,9 +298,12 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
     }
   }
   if constexpr (T::kCluster > 1) SyncCluster();  // others may still read or fill this memory
-#else
-  static_cast<void>(p);
-#endif
+}
+
+template <typename T>
+__global__ void __launch_bounds__(T::kThreads, T::kBlocks)
+    WgmmaKernel(const __grid_constant__ WgmmaParams p) {
+  if constexpr (kHopperCode) RunBlock<T>(p);
 }
 
 // Whether the device runs what was compiled for sm_90a.

@@ -197,7 +197,15 @@ void BenchPrefill(int32_t batch, int32_t length) {
   std::printf("| B%-3d x %-6d | %9.1f | %7.1f |\n", batch, length, us, flops / us * 1e-6);
 }
 
-void BenchLinear(double ceiling, const char* name, int32_t m, int32_t n, int32_t k) {
+struct Matrix {
+  const char* name;
+  int32_t n, k;
+  CudaLinearOutput output;
+};
+
+// Of the output that the decoder takes.
+void BenchLinear(double ceiling, const Matrix& matrix, int32_t m) {
+  const int32_t n = matrix.n, k = matrix.k;
   const int64_t elements = int64_t{n} * k;
   const int32_t copies = static_cast<int32_t>(std::max<int64_t>(1, kRotateBytes / (2 * elements)));
   Buffer<Bf16> w(copies * elements), x(int64_t{m} * k);
@@ -207,16 +215,18 @@ void BenchLinear(double ceiling, const char* name, int32_t m, int32_t n, int32_t
   CudaLinearParams p;
   p.x = x.get();
   p.y_f32 = y.get();
+  p.y_bf16 = reinterpret_cast<Bf16*>(y.get());
   p.m = m;
   p.n = n;
   p.k = k;
-  const double us = Microseconds(20, [&](int i) {
+  p.output = matrix.output;
+  const double us = Microseconds(m <= 256 ? 20 : 4, [&](int i) {
     p.w = w.get() + i % copies * elements;
     Must(CudaLinear(p, nullptr), "linear");
   });
   const double bytes = 2.0 * static_cast<double>(elements);
-  std::printf("| %-8s M=%-5d | %8.1f | %7.0f | %5.1f | %6.1f |\n", name, m, us, bytes / us * 1e-3,
-              100 * bytes / us * 1e-3 / ceiling,
+  std::printf("| %-8s M=%-5d | %8.1f | %7.0f | %5.1f | %6.1f |\n", matrix.name, m, us,
+              bytes / us * 1e-3, 100 * bytes / us * 1e-3 / ceiling,
               2.0 * m * static_cast<double>(elements) / us * 1e-6);
 }
 
@@ -240,20 +250,15 @@ void BenchLinears(double ceiling) {
   std::printf("\nlinear, bf16 weights of Llama-3-8B\n");
   std::printf(
       "| matrix, rows         |  us | GB/s of weights | %% | TFLOP/s |\n|---|---|---|---|---|\n");
-  struct Matrix {
-    const char* name;
-    int32_t n, k;
-  };
-  for (const Matrix& m :
-       {Matrix{"qkv", 6144, 4096}, Matrix{"o", 4096, 4096}, Matrix{"gate_up", 28672, 4096},
-        Matrix{"down", 4096, 14336}, Matrix{"lm_head", 128256, 4096}}) {
-    for (int32_t rows : {1, 4, 8, 16, 32, 64, 128}) {
-      BenchLinear(ceiling, m.name, rows, m.n, m.k);
+  for (const Matrix& m : {Matrix{"qkv", 6144, 4096, CudaLinearOutput::kBf16},
+                          Matrix{"o", 4096, 4096, CudaLinearOutput::kAddFloat},
+                          Matrix{"gate_up", 28672, 4096, CudaLinearOutput::kSwiGlu},
+                          Matrix{"down", 4096, 14336, CudaLinearOutput::kAddFloat},
+                          Matrix{"lm_head", 128256, 4096, CudaLinearOutput::kFloat}}) {
+    for (int32_t rows : {1, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096}) {
+      if (m.n < 65536 || rows <= 64) BenchLinear(ceiling, m, rows);
     }
   }
-  BenchLinear(ceiling, "o", 512, 4096, 4096);
-  BenchLinear(ceiling, "gate_up", 2048, 28672, 4096);
-  BenchLinear(ceiling, "down", 2048, 4096, 14336);
 }
 
 void BenchSampler(double ceiling, const char* name, int32_t rows, CudaSampleRow row) {
