@@ -25,7 +25,7 @@ constexpr bool kHopperCode = false;  // empty kernels, never launched
 #endif
 
 constexpr int kGroupThreads = 128;
-constexpr int kBand = 16;  // tiles of x that pass while a tile of W stays in L2
+[[maybe_unused]] constexpr int kBand = 16;  // tiles of x that pass while a tile of W stays in L2
 
 struct WgmmaParams {
   TensorMap w, x;
@@ -50,9 +50,9 @@ struct Tile {
   static_assert(kStages * 2 * sizeof(uint64_t) <= 256);
   static_assert(kParts == 1 || kHeld * kTilesN * kConsumers * 16 <= kStages * kStageBytes);
   // Of 65536 per multiprocessor, in multiples of 8: what the producer gives back, consumers take.
-  static constexpr int kProducerRegisters = 40;
-  static constexpr int kLaunchRegisters = 65536 / kBlocks / kThreads / 8 * 8;
-  static constexpr int kConsumerRegisters =
+  [[maybe_unused]] static constexpr int kProducerRegisters = 40;
+  [[maybe_unused]] static constexpr int kLaunchRegisters = 65536 / kBlocks / kThreads / 8 * 8;
+  [[maybe_unused]] static constexpr int kConsumerRegisters =
       std::min(240, (kLaunchRegisters + (kLaunchRegisters - kProducerRegisters) / kGroups) / 8 * 8);
 };
 
