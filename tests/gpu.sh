@@ -47,9 +47,9 @@ for program in cuda_kernels_test cuda_decoder_test cuda_runner_test cuda_determi
 done
 
 printf '\ncompute-sanitizer\n| tool and program | outcome |\n|---|---|\n'
-sanitized cuda_kernels_test memcheck 'CudaRows.*:CudaLinear.Refuses*:CudaSampler.*:CudaAttention.Windows'
+sanitized cuda_kernels_test memcheck 'CudaRows.*:CudaLinear.Refuses*:CudaLinear.Hoppers*:CudaSampler.*:CudaAttention.Windows'
 sanitized cuda_kernels_test racecheck 'CudaRows.*:CudaLinear.ARows*:CudaAttention.Windows:CudaSampler.Exactly*:CudaSampler.Masks*'
-sanitized cuda_kernels_test synccheck 'CudaRows.*:CudaLinear.ARows*:CudaAttention.Windows:CudaSampler.*'
+sanitized cuda_kernels_test synccheck 'CudaRows.*:CudaLinear.ARows*:CudaLinear.Hoppers*:CudaAttention.Windows:CudaSampler.*'
 
 if [ "$only" != --tests ]; then
   if [ "$failed" -ne 0 ]; then

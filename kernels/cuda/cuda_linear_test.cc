@@ -116,30 +116,58 @@ TEST(CudaLinear, MatchesDouble) {
   for (int32_t m : {4, 5, 16, 33, 100}) CheckShape(m, 50, 64, std::nullopt);
 }
 
-// The same bits for a row alone and in any batch, in every tile.
-TEST(CudaLinear, ARowsBitsAreItsOwn) {
-  PACELINE_NEEDS_GPU();
+// The same bits for a row alone and in any batch, in tiles [first, end) as in kStream8.
+void CheckBits(CudaTile first, int end) {
   RandomInputs random(99);
   const int32_t n = 72, k = 1352, most = 70;
   const Inputs in(most, n, k, random);
   DeviceArray<Bf16> x(in.x), w(in.w);
   DeviceArray<float> all(int64_t{most} * n);
   CudaLinearParams p{w.data(), x.data(), nullptr, all.data(), nullptr, most, n, k};
-  Must(CudaLinear(p, nullptr));
+  Must(CudaTileLinear(p, CudaTile::kStream8, nullptr));
   const auto expected = all.Get();
   for (int32_t m : {1, 2, 7, 16, 17, 33, 64}) {
-    for (int i = 0; i < kCudaTiles; ++i) {
+    for (int i = static_cast<int>(first); i < end; ++i) {
       const auto tile = static_cast<CudaTile>(i);
       if (!Runs(tile)) continue;
-      const int32_t first = random.Int(0, most - m);
+      const int32_t begin = random.Int(0, most - m);
       DeviceArray<float> y(int64_t{m} * n);
-      p.x = x.data() + int64_t{first} * k;
+      p.x = x.data() + int64_t{begin} * k;
       p.y_f32 = y.data();
       p.m = m;
       Must(CudaTileLinear(p, tile, nullptr));
-      EXPECT_TRUE(SameBits(y.Get().data(), expected.data() + int64_t{first} * n, int64_t{m} * n))
-          << m << " tile " << static_cast<int>(tile);
+      EXPECT_TRUE(SameBits(y.Get().data(), expected.data() + int64_t{begin} * n, int64_t{m} * n))
+          << m << " tile " << i;
     }
+  }
+}
+
+TEST(CudaLinear, ARowsBitsAreItsOwn) {
+  PACELINE_NEEDS_GPU();
+  CheckBits(CudaTile::kStream8, static_cast<int>(CudaTile::kWgmma64x128));
+}
+
+TEST(CudaLinear, HoppersTilesGiveTheSameBits) {
+  PACELINE_NEEDS_GPU();
+  CheckBits(CudaTile::kWgmma64x128, kCudaTiles);
+}
+
+// Whichever tile CudaLinear takes.
+TEST(CudaLinear, EveryNumberOfRowsGivesTheSameBits) {
+  PACELINE_NEEDS_GPU();
+  RandomInputs random(98);
+  const int32_t n = 200, k = 584, most = 300;
+  const Inputs in(most, n, k, random);
+  DeviceArray<Bf16> x(in.x), w(in.w);
+  DeviceArray<float> y(int64_t{most} * n);
+  CudaLinearParams p{w.data(), x.data(), nullptr, y.data(), nullptr, most, n, k};
+  Must(CudaTileLinear(p, CudaTile::kStream8, nullptr));
+  const auto expected = y.Get();
+  for (int32_t m : {1, 9, 17, 65, 129, 300}) {
+    p.m = m;
+    y.Set(std::vector<float>(expected.size()));
+    Must(CudaLinear(p, nullptr));
+    EXPECT_TRUE(SameBits(y.Get().data(), expected.data(), int64_t{m} * n)) << m;
   }
 }
 
