@@ -203,29 +203,42 @@ __device__ __forceinline__ void HideUnseen(const CudaAttentionParams& p, const W
 // `rescale`.
 __device__ __forceinline__ void Weigh(const CudaAttentionParams& p, float (&s)[kTileKeys / 8][4],
                                       RowStats& chunk, float (&rescale)[2]) {
+  // Step by step for both rows: what one waits for is filled by the other.
   const float scale = p.scale * kLog2E;
+  float maximum[2], base[2], sum[2];
+#pragma unroll
+  for (int i = 0; i < 2; ++i) maximum[i] = fmaxf(s[0][2 * i], s[0][2 * i + 1]);
+#pragma unroll
+  for (int j = 1; j < kTileKeys / 8; ++j) {
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {
+      maximum[i] = fmaxf(maximum[i], fmaxf(s[j][2 * i], s[j][2 * i + 1]));
+    }
+  }
 #pragma unroll
   for (int i = 0; i < 2; ++i) {
-    float maximum = chunk.maximum[i];
-#pragma unroll
-    for (int j = 0; j < kTileKeys / 8; ++j) {
-      maximum = fmaxf(maximum, fmaxf(s[j][2 * i], s[j][2 * i + 1]));
-    }
-    maximum = QuadMax(maximum);
-    const float base = maximum == kNone ? 0.0f : __fmul_rn(maximum, scale);
-    rescale[i] = Exp2(__fsub_rn(__fmul_rn(chunk.maximum[i], scale), base));  // 1 where it stays
-    chunk.maximum[i] = maximum;
-    float sum = 0.0f;
-#pragma unroll
-    for (int j = 0; j < kTileKeys / 8; ++j) {
-#pragma unroll
-      for (int c = 2 * i; c < 2 * i + 2; ++c) {
-        s[j][c] = Exp2(__fmaf_rn(s[j][c], scale, -base));
-        sum = __fadd_rn(sum, s[j][c]);
-      }
-    }
-    chunk.sum[i] = __fmaf_rn(chunk.sum[i], rescale[i], sum);
+    maximum[i] = QuadMax(fmaxf(chunk.maximum[i], maximum[i]));
+    base[i] = maximum[i] == kNone ? 0.0f : __fmul_rn(maximum[i], scale);
+    rescale[i] = Exp2(__fsub_rn(__fmul_rn(chunk.maximum[i], scale), base[i]));  // 1 where it stays
+    chunk.maximum[i] = maximum[i];
   }
+#pragma unroll
+  for (int j = 0; j < kTileKeys / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) s[j][c] = Exp2(__fmaf_rn(s[j][c], scale, -base[c / 2]));
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) sum[i] = 0.0f;
+#pragma unroll
+  for (int j = 0; j < kTileKeys / 8; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+#pragma unroll
+      for (int i = 0; i < 2; ++i) sum[i] = __fadd_rn(sum[i], s[j][2 * i + c]);
+    }
+  }
+#pragma unroll
+  for (int i = 0; i < 2; ++i) chunk.sum[i] = __fmaf_rn(chunk.sum[i], rescale[i], sum[i]);
 }
 
 template <int kColumns>

@@ -23,6 +23,8 @@ struct SharedOperand {
   bool rows_are_k;
   int block_bytes;
 
+  SharedOperand After(int bytes) const { return {at + bytes, rows_are_k, block_bytes}; }
+
   float Element(int mn, int k) const {
     auto address = reinterpret_cast<uintptr_t>(at);
     address += static_cast<uintptr_t>(rows_are_k ? mn / 64 * block_bytes + k * 128 + mn % 64 * 2
@@ -42,6 +44,13 @@ __device__ inline SharedOperand ColumnsOperand(const Bf16* at, int block_bytes) 
 #else
 struct SharedOperand {
   uint64_t bits;  // PTX ISA, "Matrix Descriptor Format"
+
+  // The operand that lies `bytes` behind this one: one addition, where a new one takes several
+  // instructions between products.
+  __device__ __forceinline__ SharedOperand After(int bytes) const {
+    const uint32_t low = static_cast<uint32_t>(bits) + static_cast<uint32_t>(bytes >> 4);
+    return {(bits & 0xffffffff00000000u) | low};
+  }
 };
 __device__ __forceinline__ SharedOperand Operand(const Bf16* at, int leading_bytes) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62;
