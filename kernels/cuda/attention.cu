@@ -339,16 +339,18 @@ __global__ void __launch_bounds__(kFoldThreads) FoldKernel(CudaAttentionParams p
   }
 }
 
+// In order, as the fold behind: started early, blocks that wait hold the shared memory and
+// registers that the matrices around them need, and a decode step of Llama-3-8B takes 0.9 ms
+// longer.
 template <typename T>
 cudaError_t LaunchItems(const CudaAttentionParams& p, const CudaAttentionItem* items, int32_t count,
                         cudaStream_t stream) {
   if (count == 0) return cudaSuccess;
   static const cudaError_t allowed = AllowShared(AttentionKernel<T>, T::kSharedBytes);
-  static const LaunchOrder order = OverlapIfAble(AttentionKernel<T>);
   if (allowed != cudaSuccess) return allowed;
   const dim3 grid(static_cast<unsigned>(count), static_cast<unsigned>(p.shape.kv_heads));
   return Launch(AttentionKernel<T>, grid, T::kThreads, T::kSharedBytes, KernelParams{p, items},
-                stream, order);
+                stream);
 }
 
 template <typename Small, typename Medium, typename Large>
@@ -363,9 +365,8 @@ cudaError_t LaunchAll(const CudaAttentionParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = LaunchItems<Small>(p, p.small_items, p.num_small_items, stream);
   if (error != cudaSuccess) return error;
-  static const LaunchOrder order = OverlapIfAble(FoldKernel<Large::kDim>);
   const dim3 grid(static_cast<unsigned>(p.num_splits), static_cast<unsigned>(p.shape.kv_heads));
-  return Launch(FoldKernel<Large::kDim>, grid, kFoldThreads, 0, p, stream, order);
+  return Launch(FoldKernel<Large::kDim>, grid, kFoldThreads, 0, p, stream);
 }
 
 bool Valid(const CudaAttentionParams& p) {

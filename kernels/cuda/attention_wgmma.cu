@@ -5,8 +5,8 @@
 //
 // A warpgroup keeps its queries, a tile's scores and weights, a chunk's values and what is folded
 // in registers. It issues the next tile's scores before this tile's values, so its softmax runs
-// beside products of its own; the two issue by turns, so that one multiplies while the other
-// weighs.
+// beside products of its own; the two warpgroups drift apart (to make them issue by turns took a
+// twentieth longer).
 #include <algorithm>
 
 #include "kernels/cuda/attention_parts.cuh"
@@ -53,7 +53,6 @@ struct Barriers {
   uint64_t full_keys[T::kStages], full_values[T::kStages];
   uint64_t empty_keys[T::kStages], empty_values[T::kStages];
   uint64_t full_queries, empty_queries;
-  uint64_t turns[kGroups];
   uint64_t last_values;  // the loader's own: values whose end it has to clear
 };
 
@@ -221,30 +220,6 @@ __device__ __forceinline__ void LoadQueries(const CudaAttentionParams& p, WideSh
 
 // --- Multiplying ---
 
-// The warpgroups issue their products by turns, tile after tile: left alone they fall into step,
-// and then multiply and weigh at the same times.
-template <typename T>
-class Turns {
- public:
-  __device__ __forceinline__ explicit Turns(Barriers<T>& barriers)
-      : own_(&barriers.turns[Group()]),
-        other_(&barriers.turns[1 - Group()]),
-        parity_(1 - Group()) {}
-
-  __device__ __forceinline__ void Take() {
-    WaitForPhase(own_, parity_);
-    parity_ ^= 1;
-  }
-  __device__ __forceinline__ void Pass() { Release(other_); }
-
- private:
-  static __device__ __forceinline__ int Group() {
-    return static_cast<int>(threadIdx.x) / kWarp / kGroupWarps;
-  }
-  uint64_t *own_, *other_;
-  int parity_;
-};
-
 constexpr int kRowBytes = kBoxColumns * static_cast<int>(sizeof(Bf16));
 
 template <typename T>
@@ -288,7 +263,7 @@ __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, cons
                                               int kv_head, int first, int last,
                                               WideShared<T>& shared,
                                               unsigned (&queries)[T::kQuerySteps][4],
-                                              Place<T>& place, Turns<T>& turns) {
+                                              Place<T>& place) {
   Barriers<T>& barriers = shared.barriers;
   const SharedOperand first_keys = RowsOperand(shared.tiles[0][0]);
   const SharedOperand first_values = ColumnsOperand(shared.tiles[0][1], kTileKeys * kRowBytes);
@@ -310,10 +285,8 @@ __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, cons
 
   WaitForPhase(&barriers.full_keys[place.stage], place.parity);
   Settle(queries);
-  turns.Take();
   BeginProducts();
   ScoreTile<T>(queries, first_keys.After(place.stage * 2 * T::kTileBytes), s);
-  turns.Pass();
   WaitProducts<0>();
   Settle(s);
   Release(&barriers.empty_keys[place.stage]);
@@ -325,7 +298,6 @@ __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, cons
     const Place<T> before = place.Previous();
     WaitForPhase(&barriers.full_values[before.stage], before.parity);
     WaitForPhase(&barriers.full_keys[place.stage], place.parity);
-    turns.Take();
     Settle(s);
     Settle(values);
     Settle(weights);
@@ -333,7 +305,6 @@ __device__ __forceinline__ void MultiplyTiles(const CudaAttentionParams& p, cons
     ScoreTile<T>(queries, first_keys.After(place.stage * 2 * T::kTileBytes), s);
     ValueTile<T>(weights, first_values.After(before.stage * 2 * T::kTileBytes),
                  (tile - 1) % kChunkTiles != 0, values);
-    turns.Pass();
     WaitProducts<1>();
     Settle(s);
     Release(&barriers.empty_keys[place.stage]);
@@ -375,7 +346,6 @@ template <typename T>
 __device__ __forceinline__ void MultiplyItems(const CudaAttentionParams& p, WideShared<T>& shared) {
   Barriers<T>& barriers = shared.barriers;
   const int warp = static_cast<int>(threadIdx.x) / kWarp;
-  Turns<T> turns(barriers);
   Place<T> place;
   int parity = 0;
   Round round;
@@ -399,10 +369,8 @@ __device__ __forceinline__ void MultiplyItems(const CudaAttentionParams& p, Wide
     if (group_last >= group_begin) {
       own = min(last, CeilDiv(KvEnd(w.span, w.group, group_last), kTileKeys));
     }
-    if (own > first) MultiplyTiles<T>(p, job, kv_head, first, own, shared, queries, place, turns);
+    if (own > first) MultiplyTiles<T>(p, job, kv_head, first, own, shared, queries, place);
     for (int tile = max(own, first); tile < last; ++tile) {
-      turns.Take();
-      turns.Pass();
       WaitForPhase(&barriers.full_keys[place.stage], place.parity);
       Release(&barriers.empty_keys[place.stage]);
       WaitForPhase(&barriers.full_values[place.stage], place.parity);
@@ -429,7 +397,6 @@ __global__ void __launch_bounds__(kThreads, 1)
     }
     InitBarrier(&barriers.full_queries, kQueryWarps * kWarp);
     InitBarrier(&barriers.empty_queries, kProductThreads);
-    for (uint64_t& turn : barriers.turns) InitBarrier(&turn, kGroupWarps);
     InitBarrier(&barriers.last_values, 1);
     FenceBarriers();
     FetchMap(&params.keys);
