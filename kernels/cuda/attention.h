@@ -53,7 +53,8 @@ struct CudaAttentionSplit {
 };
 
 // Queries of an item: of a small one kAttentionUnit, of a medium one this many at most, of a large
-// one 128, above a head_dim of 128 64. Sizes change speed, no bits.
+// one 128, above a head_dim of 128 64; a large one has no partial. Sizes change speed, no bits. An
+// item or split of a span without rows and chunks does nothing: lists may be padded with them.
 inline constexpr int32_t kMediumItemQueries = 64;
 constexpr int32_t LargeItemQueries(int32_t head_dim) { return head_dim <= 128 ? 128 : 64; }
 

@@ -81,6 +81,13 @@ class Batch {
                   {shape_.num_heads, shape_.kv_heads, shape_.head_dim, shape_.window, max_units},
                   &plan);
     if (splits != nullptr) *splits = static_cast<int32_t>(plan.splits.size());
+    // Lists may be padded with what does nothing.
+    const CudaAttentionItem nothing{.span = static_cast<int32_t>(plan.spans.size())};
+    plan.spans.push_back({});
+    for (auto* items : {&plan.small_items, &plan.medium_items, &plan.large_items}) {
+      items->push_back(nothing);
+    }
+    plan.splits.push_back({.span = nothing.span});
     const int64_t unit = int64_t{shape_.kv_heads} * kAttentionUnit;
     DeviceArray<Bf16> d_k(k), d_v(v), d_q(q), out(static_cast<int64_t>(q.size()));
     DeviceArray<int32_t> d_tables(tables), d_visible(plan.visible);
