@@ -1,6 +1,6 @@
-// One request's logits have the same bits at every place it may run: alone or in a batch, its prompt in
-// chunks of any size or behind a prefix that others computed, with drafts, recomputed, in a second turn.
-// At widths where every path of the kernels has work.
+// One request's logits have the same bits at every place it may run: alone or in a batch, its
+// prompt in chunks of any size or behind a prefix that others computed, with drafts, recomputed, in
+// a second turn. At widths where every path of the kernels has work.
 #include <cstring>
 #include <map>
 #include <random>
@@ -176,7 +176,8 @@ TEST_P(CudaDeterminism, Drafts) {
   }
 }
 
-// Preempted, or carried on by another worker after a failure: the emitted tokens' KV comes by prefill.
+// Preempted, or carried on by another worker after a failure: the emitted tokens' KV comes by
+// prefill.
 TEST_P(CudaDeterminism, Recomputed) {
   for (int32_t emitted : {1, kLength / 2, kLength - 1}) {
     Rig rig(model_);
@@ -188,7 +189,8 @@ TEST_P(CudaDeterminism, Recomputed) {
   }
 }
 
-// The prompt's whole blocks come from a sequence that computed them otherwise: in chunks, beside others.
+// The prompt's whole blocks come from a sequence that computed them otherwise: in chunks, beside
+// others.
 TEST_P(CudaDeterminism, WarmPrefix) {
   Rig rig(model_);
   Sequence& first = rig.driver->Start(prompt_, Sampling(2));
