@@ -421,6 +421,14 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
+// Of the current device. Ask once.
+int Multiprocessors() {
+  int device = 0, count = 1;
+  if (cudaGetDevice(&device) != cudaSuccess) return 1;
+  cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device);
+  return count;
+}
+
 template <typename T>
 cudaError_t LaunchWide(const CudaAttentionParams& p, cudaStream_t stream) {
   static const cudaError_t allowed = AllowShared(WarpgroupKernel<T>, sizeof(WideShared<T>));
@@ -433,31 +441,27 @@ cudaError_t LaunchWide(const CudaAttentionParams& p, cudaStream_t stream) {
   if (error != cudaSuccess) return error;
   error = MakeTensorMap(p.v_cache, rows, T::kDim, kPageKeys, &params.values);
   if (error != cudaSuccess) return error;
-  int device = 0, processors = 0;
-  error = cudaGetDevice(&device);
-  if (error != cudaSuccess) return error;
-  error = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-  if (error != cudaSuccess) return error;
+  static const int processors = Multiprocessors();
   const int64_t works = int64_t{p.num_large_items} * p.shape.kv_heads;
   const dim3 grid(static_cast<unsigned>(std::min<int64_t>(works, processors)));
   return Launch(WarpgroupKernel<T>, grid, kThreads, sizeof(WideShared<T>), params, stream, order);
 }
 
+using Wide64 = WideTile<64, 8, 8>;
+using Wide128 = WideTile<128, 5, 8>;
+
 }  // namespace
 
 bool HasWarpgroupAttention(const CudaAttentionParams& p) {
-  int device = 0, major = 0;
   if (p.portable || (p.shape.head_dim != 64 && p.shape.head_dim != 128)) return false;
-  if (cudaGetDevice(&device) != cudaSuccess) return false;
-  return cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device) == cudaSuccess &&
-         major == 9;
+  static const bool runs = RunsOnHopper(WarpgroupKernel<Wide128>);
+  return runs;
 }
 
 cudaError_t WarpgroupAttention(const CudaAttentionParams& p, cudaStream_t stream) {
   static_assert(kItemQueries == LargeItemQueries(64) && kItemQueries == LargeItemQueries(128));
   if (p.num_large_items == 0) return cudaSuccess;
-  return p.shape.head_dim == 64 ? LaunchWide<WideTile<64, 8, 8>>(p, stream)
-                                : LaunchWide<WideTile<128, 5, 8>>(p, stream);
+  return p.shape.head_dim == 64 ? LaunchWide<Wide64>(p, stream) : LaunchWide<Wide128>(p, stream);
 }
 
 }  // namespace paceline::kernels

@@ -54,6 +54,20 @@ LaunchOrder OverlapIfAble(void (*kernel)(Params)) {
 #endif
 }
 
+// Whether the code that the device runs was compiled for sm_90a, as warpgroups' products need. Ask
+// once per kernel.
+template <typename Params>
+bool RunsOnHopper(void (*kernel)(Params)) {
+#ifdef PACELINE_CUDA_EMULATION
+  static_cast<void>(kernel);
+  return true;
+#else
+  cudaFuncAttributes attributes = {};
+  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
+         attributes.binaryVersion == 90 && attributes.ptxVersion == 90;
+#endif
+}
+
 // One param struct by value; an empty grid is no launch. `cluster` blocks along x run together
 // (cluster.cuh; sm_90 and later).
 template <typename Params>

@@ -306,19 +306,6 @@ __global__ void __launch_bounds__(T::kThreads, T::kBlocks)
   if constexpr (kHopperCode) RunBlock<T>(p);
 }
 
-// Whether the device runs what was compiled for sm_90a.
-template <typename Params>
-bool RunsHere(void (*kernel)(Params)) {
-#ifdef PACELINE_CUDA_EMULATION
-  static_cast<void>(kernel);
-  return true;
-#else
-  cudaFuncAttributes attributes = {};
-  return cudaFuncGetAttributes(&attributes, kernel) == cudaSuccess &&
-         attributes.binaryVersion == 90 && attributes.ptxVersion == 90;
-#endif
-}
-
 // Blocks that run at the same time, in whole clusters.
 template <typename T>
 int BlocksAtOnce() {
@@ -344,7 +331,7 @@ int BlocksAtOnce() {
 
 template <typename T>
 cudaError_t LaunchTile(const CudaLinearParams& p, cudaStream_t stream) {
-  static const bool runs = RunsHere(WgmmaKernel<T>);
+  static const bool runs = RunsOnHopper(WgmmaKernel<T>);
   if (!runs || p.n % 2 != 0) return cudaErrorNotSupported;
   static const cudaError_t allowed = AllowShared(WgmmaKernel<T>, T::kSharedBytes);
   if (allowed != cudaSuccess) return allowed;
